@@ -6,11 +6,13 @@ import os
 import shlex
 import sys
 
+import psutil
+
 import cli
 import config as configuration
 from errors import Interrupted
-from training.interruption.resume_command import launch_command, parent_process, resume_command
-from training.interruption.run_lock import run_lock
+from file_lock import folder_lock
+from training.interruption.resume_command import launch_command, resume_command
 from training.interruption.stop_signals import StopSignals
 from training.preflight import check_before_loading
 
@@ -20,11 +22,11 @@ parser.add_argument("--resume", metavar="auto|PATH", help="resume from the lates
 
 def main(arguments: argparse.Namespace) -> None:
     rank = int(os.environ.get("RANK", "0"))
-    launch = launch_command(sys.argv[0], parent_process())
+    launch = launch_command(sys.argv[0], psutil.Process(os.getppid()))
     same = ["--config", str(arguments.config_path), *arguments.overrides]
     configuration.check_model_paths(arguments.config, *(f"model.{key}" for key in arguments.config.model.base_models))
     check_before_loading(arguments.config, arguments.resume)
-    lock = contextlib.nullcontext() if rank else run_lock(arguments.config.checkpoint_folder)
+    lock = contextlib.nullcontext() if rank else folder_lock(arguments.config.checkpoint_folder, ".training.lock", "training")
     try:
         with StopSignals() as signals, lock:
             # Imported here: --help, errors in the arguments and the checks so far need no torch.

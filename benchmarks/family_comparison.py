@@ -23,8 +23,7 @@ from benchmarks.benchmark_report import format_number
 from errors import TesseraError, UsageError
 from evaluation.schema.summary_file import SystemFigures, read_summary
 from model.checkpoint_manifest import latest_checkpoint
-from training.checkpointing.checkpoint_folders import TRAINER_FOLDER, checkpoint_folders, checkpoint_step
-from training.checkpointing.resume import config_settings, read_run_state
+from training.checkpointing.resume import TRAINER_FOLDER, checkpoint_folders, checkpoint_step, config_settings, read_run_state
 from training.config import Experiment
 
 ROOT = Path(__file__).parent.parent

@@ -31,7 +31,7 @@ from renamed_keys import RENAMED, with_old_keys
 from tests.evaluation.fakes import experiment, lines, mostly_right, questions, run, write_store
 from tests.fakes import FakeAnswerer, always
 from tests.pipeline import ROOT
-from training.checkpointing.resume import RUN_STATE_FILE, read_run_state, settings
+from training.checkpointing.resume import RUN_STATE_FILE, config_settings, data_settings, machine_settings, read_run_state
 
 FILES = Path(__file__).parent / "schema_1"
 TINY = ROOT / "configs" / "tiny.yaml"
@@ -85,7 +85,8 @@ def test_a_run_continues_under_the_same_settings_with_other_names(tmp_path: Path
     state = read_run_state(tmp_path)
     samples = tmp_path / "samples.parquet"
     samples.touch()
-    today = settings(configuration.load(TINY), samples, state.settings["train.num_processes"], packed=False, precision="fp32")
+    machine = machine_settings(state.settings["train.num_processes"], packed=False, precision="fp32")
+    today = {**config_settings(configuration.load(TINY)), **machine, **data_settings(samples)}
     differing = {key for key in today.keys() | state.settings.keys() if today.get(key) != state.settings.get(key)}
     assert differing == {"data (samples.parquet)"}
     assert state.history[0]["learning_rate/connector"] == pytest.approx(2e-3 / 3)

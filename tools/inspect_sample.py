@@ -19,15 +19,15 @@ def main(arguments: argparse.Namespace) -> None:
     config: configuration.Config = arguments.config
     # Imported here: --help and wrong arguments need no torch.
     from dataset.loading.sample_store import SampleStore
+    from model.family import family
     from model.sample_inspection import describe_sample
-    from training.run_setup import build_processor
 
     store = SampleStore(config.data_folder)
     index = store.row_index(arguments.sample) if arguments.sample else arguments.index
     if not 0 <= index < len(store):
         raise UsageError(f"--index {index}: {config.data_folder} has the rows 0 to {len(store) - 1}")
     configuration.check_model_paths(config, *(f"model.{key}" for key in config.model.base_models))
-    processor = build_processor(config.model)
+    processor = family(config.model.family).processor(config.model)
     for line in describe_sample(store, store.sample(index), processor, config.train.seed, arguments.epoch, sys.stdout.isatty()):
         print(line)
 

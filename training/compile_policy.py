@@ -37,22 +37,14 @@ def check_step_settings(train: TrainConfig, device: torch.device, sharded: bool)
 
 
 def decide_compile(train: TrainConfig, device: torch.device, micro_batches: int, sharded: bool) -> CompileDecision:
-    """Whether a stage of `micro_batches` micro-batches compiles its layers.
-
-    Args:
-        micro_batches: Optimizer steps times gradient accumulation steps.
-        sharded: Weights are sharded over ranks (FSDP, ZeRO-3).
-    """
+    """Whether a stage compiles its layers. micro_batches: optimizer steps times gradient accumulation steps of the stage; sharded: weights
+    are sharded over ranks (FSDP, ZeRO-3)."""
     if train.torch_compile != "auto":
         return CompileDecision(train.torch_compile, f"train.torch_compile={str(train.torch_compile).lower()}")
     if device.type != "cuda":
         return CompileDecision(False, f"auto on {device.type}")
-    if sharded:
-        return CompileDecision(False, "auto: weights are sharded over processes")
-    unsupported_reason = compile_unsupported_reason(device)
+    unsupported_reason = "weights are sharded over processes" if sharded else compile_unsupported_reason(device)
     if unsupported_reason is not None:
         return CompileDecision(False, f"auto: {unsupported_reason}")
-    pays_off = micro_batches >= MIN_MICRO_BATCHES_TO_COMPILE
-    return CompileDecision(
-        pays_off, f"auto: {micro_batches:,} micro-batches in this stage, pays off after about {MIN_MICRO_BATCHES_TO_COMPILE}"
-    )
+    reason = f"auto: {micro_batches:,} micro-batches in this stage, pays off after about {MIN_MICRO_BATCHES_TO_COMPILE}"
+    return CompileDecision(micro_batches >= MIN_MICRO_BATCHES_TO_COMPILE, reason)

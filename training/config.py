@@ -158,14 +158,11 @@ class Experiment(Protocol):
     @property
     def data_folder(self) -> Path:
         """Folder of the preprocessed data: samples.parquet, images.parquet."""
-        ...
 
     @property
     def checkpoint_folder(self) -> Path:
         """Folder that checkpoints are written to."""
-        ...
 
     @property
     def result_folder(self) -> Path:
         """Folder that loss curves, TensorBoard events and sample predictions are written to."""
-        ...

@@ -33,14 +33,7 @@ from dataset.loading.multi_turn import (
     to_messages,
 )
 from dataset.loading.sample_store import SampleStore
-from dataset.loading.samplers import (
-    BatchingStrategy,
-    DistributedBatchSampler,
-    LengthGroupedBatching,
-    PackedBatching,
-    SampleKey,
-    StepShape,
-)
+from dataset.loading.samplers import BatchingStrategy, DistributedBatchSampler, LengthGroupedBatching, PackedBatching, SampleKey, StepShape
 from dataset.sample import Sample
 from errors import TesseraError, UsageError
 from model.family import Collate
@@ -76,19 +69,15 @@ class SampleLengths:
         return np.array([num_tokens(conversation, seed, epoch) for conversation in self.conversations], dtype=np.int64)
 
 
-def used_images(store: SampleStore, *splits: SampleLengths) -> set[int]:
-    """Ids of the images of all conversations."""
-    image_ids = store.column("image_ids")
-    return {image_id for lengths in splits for members in lengths.conversations for member in members for image_id in image_ids[member.row]}
+def evenly_spaced(length: int, count: int) -> np.ndarray:
+    """At most `count` of the indices below `length`, evenly spaced, so that every source is represented."""
+    return np.linspace(0, length - 1, min(count, length)).astype(np.int64)
 
 
 def measure_lengths(store: SampleStore, rows: np.ndarray, processor: SampleProcessor, title: str, max_questions: int = 1) -> SampleLengths:
-    """Tokenise the samples in `rows` once to measure them; samples without a supervised token are dropped.
+    """Tokenise the samples in `rows` (int [samples]) once to measure them; samples without a supervised token are dropped.
 
-    Args:
-        rows: int [samples], row numbers in the store.
-        title: Label of the progress bar.
-        max_questions: At most this many short questions about one image are joined into one conversation.
+    title: of the progress bar; max_questions: at most this many short questions about one image are joined into one conversation.
     """
     measured: list[tuple[MeasuredSample, int | None]] = []
     dropped: list[str] = []
@@ -146,32 +135,25 @@ class CachedFeatures:
         return self.cache.read([self.digests[image_id] for image_id in image_ids])
 
 
+@dataclass(frozen=True, eq=False)
 class TrainingData(Dataset[Example]):
     """Encoded conversations of a split, with pixels or cached vision features.
 
     The epoch in the key of an item selects the target of each sample and the order of the questions.
-
-    Args:
-        lengths: What `measure_lengths` returned; one item per conversation.
-        seed: Seed of targets, question order and augmentation.
-        augmentation: None leaves images unchanged.
-        features: Cached features to use in place of pixels; None loads the images.
-        replace_unreadable: Whether another sample takes the place of one whose image cannot be read; if not, its place stays empty,
-            as in validation, where no sample may count twice.
     """
 
-    def __init__(
-        self,
-        store: SampleStore,
-        lengths: SampleLengths,
-        processor: SampleProcessor,
-        seed: int,
-        augmentation: AugmentationConfig | None = None,
-        features: CachedFeatures | None = None,
-        replace_unreadable: bool = True,
-    ):
-        self.store, self.lengths, self.processor = store, lengths, processor
-        self.seed, self.augmentation, self.features, self.replace_unreadable = seed, augmentation, features, replace_unreadable
+    store: SampleStore
+    lengths: SampleLengths
+    """What `measure_lengths` returned; one item per conversation."""
+    processor: SampleProcessor
+    seed: int
+    """Seed of targets, question order and augmentation."""
+    augmentation: AugmentationConfig | None = None
+    features: CachedFeatures | None = None
+    """Cached features to use in place of pixels; None loads the images."""
+    replace_unreadable: bool = True
+    """Whether another sample takes the place of one whose image cannot be read; if not, its place stays empty, as in validation, where
+    no sample may count twice."""
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -207,12 +189,12 @@ class TrainingData(Dataset[Example]):
     def _empty_example(self, index: int, epoch: int) -> Example:
         """The conversation with blank images and without supervised tokens, which adds nothing to any loss."""
         sample, encoded = self.encode(index, epoch)
-        unsupervised = encoded.unsupervised()
+        count = len(sample.image_ids)
         if self.features is not None:
-            shape = (len(sample.image_ids), *self.features.cache.shape)
-            return Example(sample.sample_id, unsupervised, {"image_features": torch.zeros(shape, dtype=torch.bfloat16)})
-        blank = self.processor.blank_images(len(sample.image_ids), image_sizes(self.store, sample, self.processor))
-        return Example(sample.sample_id, unsupervised, self.processor.read(blank))
+            inputs = {"image_features": torch.zeros(count, *self.features.cache.shape, dtype=torch.bfloat16)}
+        else:
+            inputs = self.processor.read(self.processor.blank_images(count, image_sizes(self.store, sample, self.processor)))
+        return Example(sample.sample_id, encoded.unsupervised(), inputs)
 
     def encode(self, index: int, epoch: int) -> tuple[Sample, EncodedSample]:
         """The first sample of a conversation, and the whole conversation with the targets of an epoch."""
@@ -305,12 +287,8 @@ class Batching:
         return math.ceil(self.per_device_train_batch_size * self.step.batches / (self.step.micro_batches * self.world_size))
 
     def __str__(self) -> str:
-        form = (
-            f"packed rows of {self.packing_length:,} tokens"
-            if self.packed
-            else f"{self.micro_batch_size} samples of similar length, padded"
-        )
-        return f"{form} ({self.reason})"
+        padded = f"{self.micro_batch_size} samples of similar length, padded"
+        return f"{f'packed rows of {self.packing_length:,} tokens' if self.packed else padded} ({self.reason})"
 
     def plan(self, lengths: SampleLengths, seed: int, epochs: int) -> BatchingStrategy:
         """The batches of `epochs` epochs. Raises UsageError when a sample is longer than a packed row."""
@@ -331,13 +309,7 @@ class Batching:
         return PackedCollator(pad_id, self.packing_length, longest) if self.packed else PaddedCollator(pad_id)
 
     def sampler(self, lengths: SampleLengths, seed: int, epochs: float, rank: int = 0) -> DistributedBatchSampler:
-        """The training batch sampler of one rank.
-
-        Args:
-            lengths: Conversations to form batches of.
-            seed: Seed of the order and of the targets.
-            epochs: Number of epochs, possibly a fraction.
-        """
+        """The training batch sampler of one rank. seed: of the order and of the targets; epochs: possibly a fraction."""
         return DistributedBatchSampler(self.plan(lengths, seed, math.ceil(epochs)), epochs, self.step, rank, self.world_size)
 
     def validation_sampler(self, lengths: SampleLengths, seed: int, rank: int = 0) -> DistributedBatchSampler:

@@ -4,17 +4,17 @@ Trial steps run before the first optimizer step. They leave no trace: gradients 
 is the same bit for bit with and without them.
 """
 
-import gc
 import itertools
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate.utils import gather
+from accelerate.utils.memory import clear_device_cache
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -32,18 +32,6 @@ PROBE_EVERY = 8
 """In the trial that measures the activation memory of a layer, one layer in PROBE_EVERY stores its activations."""
 
 
-class Memory(Protocol):
-    """Measures the memory of a trial step."""
-
-    def free(self) -> int:
-        """Bytes that this process could allocate in total."""
-        ...
-
-    def peak(self, step: Callable[[], None]) -> int | None:
-        """Peak bytes allocated while `step` runs; None when it runs out of memory."""
-        ...
-
-
 @dataclass(frozen=True)
 class CudaMemoryProbe:
     """Memory of a CUDA device, as counted by torch's caching allocator."""
@@ -51,12 +39,13 @@ class CudaMemoryProbe:
     device: torch.device
 
     def free(self) -> int:
-        gc.collect()
-        torch.cuda.empty_cache()
+        """Bytes that this process could allocate in total."""
+        clear_device_cache(garbage_collection=True)
         free_bytes, _ = torch.cuda.mem_get_info(self.device)
         return int(free_bytes + torch.cuda.memory_reserved(self.device))
 
     def peak(self, step: Callable[[], None]) -> int | None:
+        """Peak bytes allocated while `step` runs; None when it runs out of memory."""
         torch.cuda.reset_peak_memory_stats(self.device)
         try:
             step()
@@ -65,8 +54,7 @@ class CudaMemoryProbe:
         except torch.OutOfMemoryError:
             peak_bytes = None
         # After the except clause: its exception keeps the tensors of the step alive.
-        gc.collect()
-        torch.cuda.empty_cache()
+        clear_device_cache(garbage_collection=True)
         # The run reports its own peak, not that of a trial.
         torch.cuda.reset_peak_memory_stats(self.device)
         return peak_bytes
@@ -103,24 +91,20 @@ def configure_activation_checkpointing(
         num_processes: World size; all ranks use the largest number of layers that one of them needs.
         sharded: Weights are sharded over ranks (FSDP, ZeRO-3); `auto` then means all layers.
 
-    Raises:
-        TesseraError: The step does not fit into memory even with all layers recomputed.
+    Raises TesseraError when the step does not fit into memory even with all layers recomputed.
     """
-    layers = len(checkpointed_layers(model))
-    chosen = _plan_checkpointing(model, train, trial, device, sharded, layers)
+    chosen = _plan_checkpointing(model, train, trial, device, sharded)
     if num_processes > 1 and train.gradient_checkpointing == "auto":
         max_checkpointed = int(gather(torch.tensor([chosen.checkpointed_layers], device=device)).max())
         if max_checkpointed != chosen.checkpointed_layers:
-            chosen = CheckpointingPlan(max_checkpointed, layers, "auto: as many as the process with the least free memory needs")
+            chosen = CheckpointingPlan(max_checkpointed, chosen.layers, "auto: as many as the process with the least free memory needs")
     if chosen.checkpointed_layers or train.gradient_checkpointing == "auto":
         enable_gradient_checkpointing(model, chosen.checkpointed_layers)
     return chosen
 
 
-def _plan_checkpointing(
-    model: nn.Module, train: TrainConfig, trial: Trial, device: torch.device, sharded: bool, layers: int
-) -> CheckpointingPlan:
-    setting = train.gradient_checkpointing
+def _plan_checkpointing(model: nn.Module, train: TrainConfig, trial: Trial, device: torch.device, sharded: bool) -> CheckpointingPlan:
+    setting, layers = train.gradient_checkpointing, len(checkpointed_layers(model))
     if setting != "auto":
         return CheckpointingPlan(layers if setting else 0, layers, f"train.gradient_checkpointing={str(setting).lower()}")
     if sharded:
@@ -130,7 +114,6 @@ def _plan_checkpointing(
         return CheckpointingPlan(0, layers, f"auto on {device.type}")
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     memory_budget = int(USABLE_MEMORY_FRACTION * memory.free()) - trained * optimizer_bytes_per_parameter(train)
-
     batch = trial.batch()
 
     def peak(checkpointed_layers: int) -> int | None:
@@ -144,18 +127,16 @@ def _plan_checkpointing(
     return chosen
 
 
-def memory_probe(device: torch.device) -> Memory | None:
+def memory_probe(device: torch.device) -> CudaMemoryProbe | None:
     """Measures the memory of trial steps; None on devices other than CUDA, where `auto` runs none."""
     return CudaMemoryProbe(device) if device.type == "cuda" else None
 
 
 def fewest_checkpointed_layers(layers: int, trial: Callable[[int], int | None], memory_budget: int) -> CheckpointingPlan | None:
-    """The fewest layers that must recompute for a step to fit; None when it runs out of memory even if all do.
+    """The fewest of `layers` that must recompute for a step to fit; None when it runs out of memory even if all do.
 
-    Args:
-        layers: Layers of the language model.
-        trial: Runs a step with this many layers recomputed and returns its peak in bytes, None when it runs out of memory.
-        memory_budget: Bytes that the peak may reach.
+    trial: runs a step with this many layers recomputed and returns its peak in bytes, None when it runs out of memory;
+    memory_budget: bytes that the peak may reach.
     """
     min_peak = trial(layers)
     if min_peak is None:
@@ -179,11 +160,7 @@ def fewest_checkpointed_layers(layers: int, trial: Callable[[int], int | None], 
             note = "" if stored_layers == layers else f", {format_gib(full_peak)} with none recomputed"
             return CheckpointingPlan(layers - stored_layers, layers, f"auto: {format_gib(peak)} {budget}{note}")
         stored_layers -= max(1, stored_layers // 8)
-    return CheckpointingPlan(
-        layers,
-        layers,
-        f"auto: {format_gib(min_peak)} {budget}, {format_gib(full_peak)} with none recomputed",
-    )
+    return CheckpointingPlan(layers, layers, f"auto: {format_gib(min_peak)} {budget}, {format_gib(full_peak)} with none recomputed")
 
 
 @contextmanager

@@ -8,12 +8,19 @@ from pathlib import Path
 
 from errors import UsageError, command
 from model.checkpoint_manifest import file_mismatch
+from model.config import ModelConfig
 from model.family_config import Ability
-from training.checkpointing.checkpoint_folders import TRAINER_FOLDER, checkpoint_folders, checkpoint_step
-from training.checkpointing.resume import RUN_STATE_FILE, check_same_settings, config_settings, read_run_state
+from training.checkpointing.resume import (
+    RUN_STATE_FILE,
+    TRAINER_FOLDER,
+    check_same_settings,
+    checkpoint_folders,
+    checkpoint_step,
+    config_settings,
+    read_run_state,
+)
 from training.checkpointing.starting_point import check_max_steps
-from training.config import Experiment
-from training.stages import check_stages
+from training.config import Experiment, TrainConfig
 
 SAMPLES_FILE = "samples.parquet"
 
@@ -39,21 +46,8 @@ def check_before_loading(config: Experiment, resume: str | None) -> None:
 
 def check_settings(config: Experiment) -> None:
     """Raise UsageError for settings that contradict each other, whatever the machine and the data."""
-    check_stages(config.train, config.model)
-    _check_abilities(config)
-    if config.train.cache_vision_features and config.data.augmentation is not None:
-        raise UsageError(
-            "train.cache_vision_features: features are cached for images without augmentation; "
-            "set it to false, or data.augmentation to null"
-        )
-    for name in config.train.report_to:
-        if importlib.util.find_spec(name) is None:
-            raise UsageError(f"train.report_to: {name} is not installed; pip install {name} (or 'tessera-vlm[{name}]')")
-
-
-def _check_abilities(config: Experiment) -> None:
-    """Raise UsageError naming the first setting that the model family cannot do."""
     train, model = config.train, config.model
+    _check_stages(train, model)
     wanted: dict[Ability, tuple[bool, str]] = {
         "packed": (train.batching == "packed", "train.batching: packed rows"),
         "cached_features": (train.cache_vision_features, "train.cache_vision_features: cached features of the vision encoder"),
@@ -63,6 +57,37 @@ def _check_abilities(config: Experiment) -> None:
     for ability, (asked, what) in wanted.items():
         if asked and ability not in model.abilities:
             raise UsageError(f"{what} cannot be had with model.family={model.family}")
+    if train.cache_vision_features and config.data.augmentation is not None:
+        raise UsageError(
+            "train.cache_vision_features: features are cached for images without augmentation; "
+            "set it to false, or data.augmentation to null"
+        )
+    for name in train.report_to:
+        if importlib.util.find_spec(name) is None:
+            raise UsageError(f"train.report_to: {name} is not installed; pip install {name} (or 'tessera-vlm[{name}]')")
+
+
+def _check_stages(train: TrainConfig, model: ModelConfig) -> None:
+    """Raise UsageError naming the first stage that this model cannot be trained with. Loads nothing."""
+    if not train.stages:
+        raise UsageError("train.stages: empty; name at least one stage")
+    trained = {group for stage in train.stages for group in stage.train}
+    if {"lora", "language"} <= trained:
+        raise UsageError("train.stages: one stage trains lora, another the whole language model; a run can do only one of these")
+    for i, stage in enumerate(train.stages):
+        key = f"train.stages.{i}"
+        if stage.name in [other.name for other in train.stages[:i]]:
+            raise UsageError(f"{key}.name: an earlier stage is also called {stage.name}")
+        known = ", ".join(model.groups)
+        if not stage.train:
+            raise UsageError(f"{key}.train: empty; name at least one of {known}")
+        for group in stage.train:
+            if group not in model.groups:
+                raise UsageError(f"{key}.train: a {model.family} model has no group {group}; it has {known}")
+        if "lora" in stage.train and model.lora is None:
+            raise UsageError(f"{key}.train: lora needs model.lora, which is null")
+        if "language" in stage.train and model.quantization != "none":
+            raise UsageError(f"{key}.train: the weights of a quantised language model cannot be trained; set model.quantization=none")
 
 
 def _checkpoint(folder: Path, resume: str | None) -> Path | None:

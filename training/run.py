@@ -4,63 +4,52 @@ Every stage starts in the same way: the base model is built and the weights of t
 gives the same result as an uninterrupted one.
 """
 
-import gc
 import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
+from accelerate.utils.memory import clear_device_cache
 from torch import nn
 from transformers import set_seed
 
 from errors import Interrupted
 from model.siglip_qwen import initial_weights
 from process_group import ProcessGroup
-from training.checkpointing.checkpoint_folders import TRAINER_FOLDER, checkpoint_step
 from training.checkpointing.checkpoint_writer import CheckpointWriter
 from training.checkpointing.resume import (
     INITIAL_WEIGHTS_KEY,
     STEP_KEYS,
+    TRAINER_FOLDER,
     check_same_settings,
+    checkpoint_step,
     config_settings,
     data_settings,
     machine_settings,
     read_run_state,
 )
-from training.checkpointing.stage_model import load_stage_model
+from training.checkpointing.stage_model import describe_trained, load_stage_model
 from training.checkpointing.starting_point import StartingPoint, starting_point
 from training.checkpointing.trainer_state import check_trainer_state
 from training.checkpointing.whole_checkpoint import resume_checkpoint
+from training.checkpointing.world_size_change import with_resumed_batching
 from training.config import Experiment
 from training.distributed.launch import weights_are_sharded
 from training.feature_cache.feature_extraction import with_cached_features
 from training.gradient_checkpointing import Trial, configure_activation_checkpointing, longest_batch
-from training.interruption.stop_callback import StopAgreement, StopCallback
 from training.interruption.stop_signals import StopSignals
-from training.monitoring.console import ConsoleLogger
+from training.monitoring.console import ConsoleLogger, TimeEstimate
 from training.monitoring.metrics_history import History
-from training.monitoring.report_callback import ReportCallback
 from training.monitoring.run_cost import print_run_cost
-from training.monitoring.throughput import ThroughputMeter, peak_tflops
-from training.monitoring.time_estimate import TimeEstimate
-from training.monitoring.trackers import closing
-from training.optimization.training_arguments import training_arguments
+from training.monitoring.throughput import ThroughputMeter, peak_tflops_of
+from training.monitoring.trackers import ReportCallback, closing
 from training.out_of_memory import explain_out_of_memory, keep_freed_host_memory
 from training.preflight import SAMPLES_FILE, check_before_loading
 from training.run_report import panel_generator, start_trackers, write_results
-from training.run_setup import (
-    RunSetup,
-    setup_machine,
-    setup_run,
-    stage_length,
-    training_loader,
-    validation_loader,
-    with_resumed_batching,
-)
-from training.stage_trainer import StageData, StageRecords, StageTrainer
-from training.stages import Stage, describe_trained
+from training.run_setup import RunSetup, Stage, setup_machine, setup_run, stage_length, training_loader, validation_loader
+from training.stage_callback import StopCallback
+from training.stage_trainer import StageParts, StageTrainer
 from training.unreadable_images import UnreadableImages, UnreadableLimit
 
 
@@ -69,13 +58,8 @@ class TrainingRun:
 
     Creating one checks the configuration, joins the process group, and reads what a resumed run goes on from.
 
-    Args:
-        config: The experiment.
-        resume: None starts from scratch, "auto" resumes from the latest complete checkpoint, otherwise a checkpoint folder.
-        signals: Requests to stop; None when the caller handles none.
-
-    Raises:
-        UsageError: settings contradict each other, the data or the machine.
+    resume: None starts from scratch, "auto" resumes from the latest complete checkpoint, otherwise a checkpoint folder; signals:
+    requests to stop, None when the caller handles none. Raises UsageError for settings that contradict each other or the machine.
     """
 
     setup: RunSetup
@@ -97,16 +81,14 @@ class TrainingRun:
         if self.state:
             self.machine = with_resumed_batching(self.machine, config.train, self.state.settings)
         self.history = History(list(self.state.history) if self.state else [])
-        self.agreement, self.time = StopAgreement(self.machine.partial_state.num_processes), TimeEstimate()
+        self.stop, self.time = StopCallback(self.signals, self.machine.partial_state.num_processes), TimeEstimate()
         self.trackers = start_trackers(config, self.machine, self.state, self.settings)
 
     def train(self) -> Path:
         """Train all stages, or those that are left after a checkpoint; returns the folder of the last checkpoint.
 
-        Raises:
-            UsageError: settings contradict the data.
-            TesseraError: training fails.
-            Interrupted: a signal ended the run, after a checkpoint if a step had been done.
+        Raises UsageError for settings that contradict the data, TesseraError when training fails, and Interrupted when a signal ended
+        the run, after a checkpoint if a step had been done.
         """
         with closing(self.trackers):
             self.setup = self._prepare()
@@ -124,21 +106,18 @@ class TrainingRun:
         with explain_out_of_memory("loading the model"):
             model = load_stage_model(self.setup, stage, self.checkpoint)
         self.setup.print_once(f"stage {stage.config.name}: {stage.steps:,} steps, {describe_trained(model)}")
-        stop = StopCallback(self.signals, self.agreement)
-        trainer = self._trainer(stage, model, stop)
+        trainer = self._trainer(stage, model)
         # Trainer seeds all ranks alike; dropout masks should differ between ranks.
         set_seed(self.config.train.seed + stage.index + 1000 * partial_state.process_index)
         with explain_out_of_memory("training"), self.signals.explaining_errors():
             self._configure_activation_checkpointing(trainer, model)
             trainer.train(resume_from_checkpoint=str(self.checkpoint / TRAINER_FOLDER) if self.checkpoint and resuming else None)
         last = self.config.checkpoint_folder / f"checkpoint-{trainer.step}"
-        if stop.number:
-            raise Interrupted(stop.number, f"{signal.Signals(stop.number).name} after step {trainer.step:,}: {last} is written")
+        if number := self.stop.number:
+            raise Interrupted(number, f"{signal.Signals(number).name} after step {trainer.step:,}: {last} is written")
         trainer.accelerator.free_memory()
         del trainer, model
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        clear_device_cache(garbage_collection=True)
         return last
 
     def _checked_settings(self) -> dict[str, Any]:
@@ -184,30 +163,29 @@ class TrainingRun:
             steps_before = self.start.steps_before if is_first and self.start.resuming else None
             yield Stage(self.config.train.stages[index], index, first_step, self.lengths[index], steps_before)
 
-    def _trainer(self, stage: Stage, model: nn.Module, stop: StopCallback) -> StageTrainer:
+    def _trainer(self, stage: Stage, model: nn.Module) -> StageTrainer:
         """The trainer of a stage, with this rank's batches, and on rank 0 with what reports its progress."""
-        setup, config, validation = self.setup, self.config, validation_loader(self.setup)
-        trainer = StageTrainer(
-            model,
-            training_arguments(config, stage, setup.batching.step.micro_batches, setup.precision, setup.device, validation is not None),
-            setup,
-            stage,
-            StageData(training_loader(setup, stage.index), validation, self._unreadable_images()),
-            StageRecords(
-                history=self.history,
-                meter=self._meter(model),
-                checkpoints=CheckpointWriter(config.checkpoint_folder, config.train.save_total_limit, setup.partial_state),
-                settings=self.settings,
-                tracker_runs={tracker.name: tracker.run_id for tracker in self.trackers if tracker.run_id},
-            ),
-            stop,
+        setup, config = self.setup, self.config
+        step_flops, peak = setup.family.step_flops(model, setup.features is not None), peak_tflops_of(setup.device, setup.precision)
+        parts = StageParts(
+            stage=stage,
+            loader=training_loader(setup, stage.index),
+            validation=validation_loader(setup),
+            unreadable=self._unreadable_images(),
+            history=self.history,
+            meter=ThroughputMeter(step_flops, setup.device, peak),
+            checkpoints=CheckpointWriter(config.checkpoint_folder, config.train.save_total_limit, setup.partial_state),
+            settings=self.settings,
+            tracker_runs={tracker.name: tracker.run_id for tracker in self.trackers if tracker.run_id},
+            stop=self.stop,
         )
+        trainer = StageTrainer(model, setup, parts)
         if setup.partial_state.is_main_process:
             done = read_run_state(self.checkpoint / TRAINER_FOLDER).step if self.checkpoint else 0
             total = stage.first_step + sum(self.lengths[stage.index :])
             trainer.add_callback(ConsoleLogger(done, total, self.time))
             trainer.add_callback(ReportCallback(self.trackers, None if weights_are_sharded() else panel_generator(setup)))
-        trainer.add_callback(stop)
+        trainer.add_callback(self.stop)
         return trainer
 
     def _unreadable_images(self) -> UnreadableImages:
@@ -224,9 +202,3 @@ class TrainingRun:
         num_processes = setup.partial_state.num_processes
         chosen = configure_activation_checkpointing(model, self.config.train, trial, setup.device, num_processes, weights_are_sharded())
         setup.print_once(f"gradient checkpointing: {chosen}")
-
-    def _meter(self, model: nn.Module) -> ThroughputMeter:
-        setup = self.setup
-        peak_is_known = setup.precision != "fp32" and setup.device.type == "cuda"
-        peak = peak_tflops(torch.cuda.get_device_name(setup.device)) if peak_is_known else None
-        return ThroughputMeter(setup.family.step_flops(model, setup.features is not None), setup.device, peak)

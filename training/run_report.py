@@ -12,11 +12,11 @@ from errors import TesseraError
 from model.family import LoadOptions
 from training.checkpointing.resume import RunState
 from training.config import Experiment
+from training.data_loading import evenly_spaced
 from training.distributed.launch import weights_are_sharded
 from training.monitoring.loss_curves import plot_loss_curves
 from training.monitoring.metrics_history import History
-from training.monitoring.prediction_panels import Panel, render_table
-from training.monitoring.sample_predictions import generate_panels, select_samples
+from training.monitoring.sample_predictions import Panel, generate_panels, render_table
 from training.monitoring.tensorboard_logger import TensorBoardLogger
 from training.monitoring.trackers import Tracker, start_tracker
 from training.run_setup import Machine, RunSetup
@@ -30,22 +30,19 @@ def start_trackers(config: Experiment, machine: Machine, state: RunState | None,
     if not machine.partial_state.is_main_process:
         return []
     trackers: list[Tracker] = []
-    for name in config.train.report_to:
-        folder = config.result_folder / "tensorboard"
-        if name == "tensorboard":
-            machine.print_once(f"curves and sample predictions: tensorboard --logdir {folder}")
-        config.result_folder.mkdir(parents=True, exist_ok=True)
-        run_id = state.trackers.get(name) if state else None
-        try:
-            trackers.append(
-                TensorBoardLogger(folder, state.step if state else 0)
-                if name == "tensorboard"
-                else start_tracker(name, config.checkpoint_folder.name, config.result_folder, settings, run_id)
-            )
-        except TesseraError:
-            for tracker in trackers:
-                tracker.close("failed")
-            raise
+    folder, run_ids = config.result_folder, state.trackers if state else {}
+    try:
+        for name in config.train.report_to:
+            folder.mkdir(parents=True, exist_ok=True)
+            if name == "tensorboard":
+                machine.print_once(f"curves and sample predictions: tensorboard --logdir {folder / name}")
+                trackers.append(TensorBoardLogger(folder / name, state.step if state else 0))
+            else:
+                trackers.append(start_tracker(name, config.checkpoint_folder.name, folder, settings, run_ids.get(name)))
+    except TesseraError:
+        for tracker in trackers:
+            tracker.close("failed")
+        raise
     if trackers and weights_are_sharded():
         machine.print_once("no sample predictions while training: with FSDP or ZeRO-3 no process holds the full model")
     return trackers
@@ -55,7 +52,8 @@ def panel_generator(run_setup: RunSetup) -> Callable[[nn.Module], list[Panel]] |
     """A function from a model to its sample predictions; None without validation samples."""
     if run_setup.validation is None:
         return None
-    samples = select_samples(run_setup.validation, run_setup.config.train.num_logged_predictions)
+    data, count = run_setup.validation, run_setup.config.train.num_logged_predictions
+    samples = [data.sample(index) for index in evenly_spaced(len(data), count).tolist()]
     return partial(generate_panels, processor=run_setup.processor, store=run_setup.store, samples=samples, precision=run_setup.precision)
 
 

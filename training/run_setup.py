@@ -1,13 +1,10 @@
 """Setup shared by all stages of a run: process group, processor, data, precision, and the length of each stage."""
 
-import dataclasses
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import torch
 import transformers
 from accelerate import PartialState
@@ -19,64 +16,23 @@ from dataset.loading.multi_turn import balance_by_category
 from dataset.loading.recorded_prompts import conflicting_prompts, recorded_prompts
 from dataset.loading.sample_store import SampleStore
 from dataset.loading.samplers import DistributedBatchSampler
-from dataset.sample import Prompts
 from errors import UsageError
-from model.config import ModelConfig
 from model.family import Family, family
 from model.kernels.autocast import Precision
 from model.processors.sample_processor import SampleProcessor
 from model.siglip_qwen.config import siglip_qwen_settings
 from model.siglip_qwen.initial_weights import InitialWeights, check_compatible
 from process_group import main_process_only
-from training.checkpointing.world_size_change import resumed_batching
 from training.compile_policy import check_step_settings
-from training.config import Experiment, TrainConfig
-from training.data_loading import Batching, CachedFeatures, SampleLengths, TrainingData, measure_lengths, used_images
-from training.distributed.launch import check_shardable, check_world_size, unused_gpus, uses_deepspeed, weights_are_sharded
+from training.config import Experiment, StageConfig, TrainConfig
+from training.data_loading import Batching, CachedFeatures, SampleLengths, TrainingData, evenly_spaced, measure_lengths
+from training.distributed.launch import check_shardable, check_world_size, unused_gpus, weights_are_sharded
 from training.interruption.stop_signals import ignore_stop_signals
 from training.optimization.precision import resolve_precision
 from training.preflight import check_settings
 
 PREFETCH_FACTOR = 4
 """Batches that each DataLoader worker prepares in advance."""
-
-
-@dataclass(frozen=True)
-class RunSetup:
-    """Everything that all stages share.
-
-    validation: None when the data has no validation split; initial_weights: None without train.init_from, and in a resumed run.
-    """
-
-    config: Experiment
-    partial_state: PartialState
-    processor: SampleProcessor
-    store: SampleStore
-    lengths: SampleLengths
-    validation: TrainingData | None
-    batching: Batching
-    precision: Precision
-    features: CachedFeatures | None = None
-    initial_weights: InitialWeights | None = None
-
-    @property
-    def family(self) -> Family:
-        """The family of the model."""
-        return family(self.config.model.family)
-
-    @property
-    def device(self) -> torch.device:
-        device: torch.device = self.partial_state.device
-        return device
-
-    def used_images(self) -> set[int]:
-        """Ids of the images of all training and validation samples."""
-        return used_images(self.store, self.lengths, *([self.validation.lengths] if self.validation is not None else []))
-
-    def print_once(self, text: str) -> None:
-        """Print a line on rank 0 only."""
-        if self.partial_state.is_main_process:
-            print(text, flush=True)
 
 
 @dataclass(frozen=True)
@@ -88,10 +44,57 @@ class Machine:
     precision: Precision
     """Of matrix products."""
 
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = self.partial_state.device
+        return device
+
     def print_once(self, text: str) -> None:
         """Print a line on rank 0 only."""
         if self.partial_state.is_main_process:
             print(text, flush=True)
+
+
+@dataclass(frozen=True)
+class RunSetup(Machine):
+    """Everything that all stages share.
+
+    validation: None when the data has no validation split; initial_weights: None without train.init_from, and in a resumed run.
+    """
+
+    config: Experiment
+    processor: SampleProcessor
+    store: SampleStore
+    lengths: SampleLengths
+    validation: TrainingData | None
+    features: CachedFeatures | None = None
+    initial_weights: InitialWeights | None = None
+
+    @property
+    def family(self) -> Family:
+        """The family of the model."""
+        return family(self.config.model.family)
+
+    def used_images(self) -> set[int]:
+        """Ids of the images of all training and validation samples."""
+        image_ids = self.store.column("image_ids")
+        splits = [self.lengths] if self.validation is None else [self.lengths, self.validation.lengths]
+        return {i for lengths in splits for members in lengths.conversations for member in members for i in image_ids[member.row]}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage and its position in the run."""
+
+    config: StageConfig
+    index: int
+    """Index in train.stages."""
+    first_step: int
+    """Optimizer steps of all earlier stages."""
+    steps: int
+    """Optimizer steps of this stage."""
+    steps_before: int | None = None
+    """Optimizer steps of this stage when the checkpoint to resume from was written, where that was another number."""
 
 
 def setup_machine(config: Experiment) -> Machine:
@@ -110,74 +113,44 @@ def setup_machine(config: Experiment) -> Machine:
 def setup_run(config: Experiment, machine: Machine | None = None, initial: InitialWeights | None = None) -> RunSetup:
     """Measure the samples in tokens and check what depends on them, before weights are loaded.
 
-    Args:
-        machine: What `setup_machine` returned; None calls it, and checks the configuration first.
-        initial: Weights to start from, which must fit the model; None for those of the base models, or of a checkpoint.
-
-    Raises UsageError for settings that contradict each other, the data or the machine.
+    machine: what `setup_machine` returned, None calls it and checks the configuration first; initial: weights to start from, which must
+    fit the model. Raises UsageError for settings that contradict each other, the data or the machine.
     """
     if machine is None:
         check_settings(config)
         machine = setup_machine(config)
-    partial_state, batching, precision = machine.partial_state, machine.batching, machine.precision
     store = SampleStore(config.data_folder)
-    processor = build_processor(config.model, recorded_prompts(store))
-    if config.train.max_questions_per_conversation > 1 and not processor.joins_questions:
+    processor = family(config.model.family).processor(config.model, recorded_prompts(store))
+    max_questions = config.train.max_questions_per_conversation
+    if max_questions > 1 and not processor.joins_questions:
         raise UsageError(
-            f"train.max_questions_per_conversation: {config.train.max_questions_per_conversation}, but of a conversation this model is "
-            "trained on the last answer alone; set it to 1"
+            f"train.max_questions_per_conversation: {max_questions}, but of a conversation this model is trained on the last answer alone; "
+            "set it to 1"
         )
     if initial is not None:
         trains_connector = any("connector" in stage.train for stage in config.train.stages)
         check_compatible(initial, siglip_qwen_settings(config.model, "train.init_from"), processor, trains_connector=trains_connector)
-    with main_process_only(partial_state.is_main_process):
-        lengths = measure_lengths(
-            store, store.indices("train"), processor, "measuring training samples", config.train.max_questions_per_conversation
-        )
+    with main_process_only(machine.partial_state.is_main_process):
+        lengths = measure_lengths(store, store.indices("train"), processor, "measuring training samples", max_questions)
         if config.data.balance == "category":
             lengths = _balanced(store, lengths)
-        validation_rows = _evenly_spaced(store.indices("validation"), config.train.eval_samples)
+        validation_rows = store.indices("validation")
+        validation_rows = validation_rows[evenly_spaced(len(validation_rows), config.train.eval_samples)]
         validation = measure_lengths(store, validation_rows, processor, "measuring validation samples")
     run_setup = RunSetup(
+        **vars(machine),
         config=config,
-        partial_state=partial_state,
         processor=processor,
         store=store,
         lengths=lengths,
         validation=TrainingData(store, validation, processor, config.train.seed, replace_unreadable=False) if len(validation) else None,
-        batching=batching,
-        precision=precision,
         initial_weights=initial,
     )
     _report_samples(run_setup, validation)
-    if (notice := unused_gpus(partial_state)) is not None:
+    if (notice := unused_gpus(machine.partial_state)) is not None:
         run_setup.print_once(notice)
-    run_setup.print_once(f"micro-batches: {batching}, matrix products in {precision}")
+    run_setup.print_once(f"micro-batches: {machine.batching}, matrix products in {machine.precision}")
     return run_setup
-
-
-def with_resumed_batching(machine: Machine, train: TrainConfig, before: Mapping[str, Any]) -> Machine:
-    """For a resumed run: optimizer steps have the same samples as where the run began, whatever the number of processes.
-
-    before: settings in the checkpoint. Raises UsageError when the samples of a step cannot be divided over the processes, or the
-    optimizer state is one that only as many processes as before can read (ZeRO).
-    """
-    accumulation, processes = before["train.gradient_accumulation_steps"], before["train.num_processes"]
-    if uses_deepspeed() and machine.batching.world_size != processes:
-        raise UsageError(f"train.num_processes: DeepSpeed's optimizer state of {processes} processes can be read by {processes} only")
-    batching = resumed_batching(machine.batching, train, before)
-    if (batching.step.micro_batches, batching.world_size) != (accumulation, processes):
-        machine.print_once(
-            f"an optimizer step keeps its samples: {batching.step.micro_batches} micro-batches on each of {batching.world_size} processes, "
-            f"where the run began {accumulation} on each of {processes}"
-        )
-    return dataclasses.replace(machine, batching=batching)
-
-
-def build_processor(model: ModelConfig, prompts: Prompts | None = None) -> SampleProcessor:
-    """The processor for a model, which records the prompts. Raises UsageError when a tokenizer or image processor cannot be loaded or
-    settings contradict it."""
-    return family(model.family).processor(model, prompts)
 
 
 def _report_samples(run_setup: RunSetup, validation: SampleLengths) -> None:
@@ -190,17 +163,15 @@ def _report_samples(run_setup: RunSetup, validation: SampleLengths) -> None:
         run_setup.print_once(line)
     if getattr(run_setup.processor, "reads_slowly", False):
         run_setup.print_once("model.vision: its image processor does more than a plain resize; it is called for every image, more slowly")
-    num_processes = run_setup.partial_state.num_processes
+    folder, num_processes = run_setup.store.folder, run_setup.partial_state.num_processes
+    if not len(run_setup.lengths):
+        raise UsageError(f"{folder}: contains no training samples")
     if len(run_setup.lengths) < num_processes:
-        raise UsageError(
-            f"{run_setup.store.folder}: {len(run_setup.lengths)} training samples for {num_processes} processes; use fewer processes"
-            if len(run_setup.lengths)
-            else f"{run_setup.store.folder}: contains no training samples"
-        )
+        raise UsageError(f"{folder}: {len(run_setup.lengths)} training samples for {num_processes} processes; use fewer processes")
     if 0 < len(validation) < num_processes:
         run_setup.print_once(f"{len(validation)} validation samples for {num_processes} processes: some have none to validate on")
     if run_setup.validation is None and run_setup.config.train.early_stopping_patience is not None:
-        raise UsageError(f"train.early_stopping_patience: needs validation samples, and {run_setup.store.folder} has none")
+        raise UsageError(f"train.early_stopping_patience: needs validation samples, and {folder} has none")
 
 
 def _list_dropped(run_setup: RunSetup, split_name: str, dropped: Sequence[str]) -> str:
@@ -221,11 +192,6 @@ def _balanced(store: SampleStore, lengths: SampleLengths) -> SampleLengths:
     if not any(categories):
         raise UsageError(f"data.balance: no sample in {store.folder} has a category; give the records of a source a field `category`")
     return SampleLengths(balance_by_category(lengths.conversations, categories), lengths.dropped)
-
-
-def _evenly_spaced(rows: np.ndarray, count: int) -> np.ndarray:
-    """At most `count` rows, evenly spaced, so that every source is represented."""
-    return rows if len(rows) <= count else rows[np.linspace(0, len(rows) - 1, count).astype(np.int64)]
 
 
 def training_loader(run_setup: RunSetup, index: int) -> DataLoader:
@@ -252,14 +218,14 @@ def validation_loader(run_setup: RunSetup) -> DataLoader | None:
 
 
 def _loader(run_setup: RunSetup, data: TrainingData, sampler: DistributedBatchSampler) -> DataLoader:
-    dataloader_num_workers = num_loader_workers(run_setup.config.train)
+    num_workers = num_loader_workers(run_setup.config.train)
     return DataLoader(
         data,
         batch_sampler=sampler,
         collate_fn=run_setup.family.collator(run_setup.processor, run_setup.batching.collator(run_setup.processor)),
-        num_workers=dataloader_num_workers,
+        num_workers=num_workers,
         worker_init_fn=ignore_stop_signals,
-        prefetch_factor=PREFETCH_FACTOR if dataloader_num_workers else None,
+        prefetch_factor=PREFETCH_FACTOR if num_workers else None,
         pin_memory=run_setup.device.type == "cuda",
         # Its own generator: torch's global one would shift the dropout masks of a resumed run.
         generator=torch.Generator().manual_seed(data.seed),

@@ -1,18 +1,18 @@
-"""What a stage adds to Trainer's loop: recorded learning rates, its first and last log step, early stopping."""
+"""What a stage adds to Trainer's loop: recorded learning rates, its first and last log step, early stopping, and a stop after a signal
+with a checkpoint, on all ranks at the same step."""
 
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
-from training.monitoring.metrics_history import History
-from training.optimization.early_stopping import best_evaluation, should_stop_early
-from training.stages import Stage
+from training.interruption.stop_signals import StopSignals
+from training.monitoring.metrics_history import History, best_evaluation, should_stop_early
+from training.run_setup import Stage
 
 
 class StageCallback(TrainerCallback):
-    """Records learning rates, logs the first and last step, and stops early."""
-
     def __init__(self, stage: Stage, history: History, early_stopping_patience: int | None):
         self._stage, self._history, self._patience = stage, history, early_stopping_patience
         self.learning_rates: dict[str, float] = {}
@@ -36,3 +36,45 @@ class StageCallback(TrainerCallback):
             control.should_training_stop = self.stopped_early = True
         if control.should_training_stop or best_evaluation(evaluations) == evaluations[-1]:
             control.should_save = True
+
+
+class StopCallback(TrainerCallback):
+    """Asks Trainer for a checkpoint and the end of the stage once a signal has come to any rank; one for all stages of a run.
+
+    To be added after all other callbacks, so that a signal during their work counts.
+    """
+
+    def __init__(self, signals: StopSignals, num_processes: int):
+        self._signals = signals
+        # Over gloo and host memory also where the gradients go over NCCL: no rank waits for its GPU.
+        self._group = dist.new_group(backend="gloo") if num_processes > 1 else None
+        self.number = 0
+        """The signal that ended the run; 0 when none did."""
+
+    def on_optimizer_step(self, *_args: Any, **_kwargs: Any) -> None:
+        # Before the first step is done, nothing is lost by ending at once.
+        self._signals.finish_steps(True)
+
+    def on_step_end(self, _args: Any, _state: Any, control: TrainerControl, **_kwargs: Any) -> None:
+        self._check(control, save=True)
+
+    def on_evaluate(self, _args: Any, _state: Any, control: TrainerControl, **_kwargs: Any) -> None:
+        self._check(control, save=True)
+
+    def on_save(self, _args: Any, _state: Any, control: TrainerControl, **_kwargs: Any) -> None:
+        self._check(control, save=False)  # this step's checkpoint has just been written
+
+    def on_train_end(self, *_args: Any, **_kwargs: Any) -> None:
+        self._signals.finish_steps(False)
+
+    def _check(self, control: TrainerControl, save: bool) -> None:
+        if not self.number:
+            self.number = self._signals.requested
+            if self._group is not None:
+                # The largest number of all ranks: a signal that only one rank got reaches all.
+                requested = torch.tensor(self.number)
+                dist.all_reduce(requested, dist.ReduceOp.MAX, self._group)
+                self.number = int(requested)
+            if self.number:
+                control.should_training_stop = True
+                control.should_save = control.should_save or save

@@ -28,93 +28,61 @@ from training.checkpointing.starting_point import TRAINER_STATE_FILE
 from training.checkpointing.trainer_state import NamedStateTrainer
 from training.distributed.sharding import configure_fsdp, gather_full_state_dict, reshard_model
 from training.gradient_checkpointing import allocate_gradients
-from training.interruption.stop_callback import StopCallback
-from training.monitoring.metrics_history import History
+from training.monitoring.metrics_history import History, best_evaluation
 from training.monitoring.throughput import ThroughputMeter
-from training.optimization.early_stopping import best_evaluation
 from training.optimization.loss_scaling import LossScalingTrainer
-from training.optimization.lr_scheduler import SCHEDULES, move_to_schedule, num_warmup_steps
+from training.optimization.lr_scheduler import move_to_schedule, num_warmup_steps, rate_factor
 from training.optimization.optimizers import build_optimizer, optimizer_param_groups
-from training.run_setup import RunSetup
-from training.stage_callback import StageCallback
-from training.stages import Stage
+from training.run_setup import RunSetup, Stage
+from training.stage_callback import StageCallback, StopCallback
 from training.unreadable_images import UnreadableImages
 
 
 @dataclass(frozen=True)
-class StageData:
-    """What a stage is trained on.
+class StageParts:
+    """What a stage works with besides its model."""
 
-    Args:
-        loader: This rank's training batches.
-        validation: This rank's validation batches; None for no validation.
-        unreadable: Counts the images that cannot be read, over all stages.
-    """
-
+    stage: Stage
     loader: DataLoader
+    """This rank's training batches."""
     validation: DataLoader | None
+    """This rank's validation batches; None for no validation."""
     unreadable: UnreadableImages
-
-
-@dataclass(frozen=True)
-class StageRecords:
-    """What a stage leaves behind.
-
-    Args:
-        history: Metrics of the run so far; the stage adds its own.
-        meter: Counts what the model processes.
-        checkpoints: Writes the checkpoints.
-        settings: Settings that go into every checkpoint (see training.checkpointing.resume).
-        tracker_runs: Run ids of the trackers, which go into every checkpoint.
-    """
-
+    """Counts the images that cannot be read, over all stages."""
     history: History
+    """Metrics of the run so far; the stage adds its own."""
     meter: ThroughputMeter
     checkpoints: CheckpointWriter
     settings: dict[str, Any]
+    """Settings that go into every checkpoint (see training.checkpointing.resume)."""
     tracker_runs: dict[str, str]
+    """Run ids of the trackers, which go into every checkpoint."""
+    stop: StopCallback
+    """Ends the stage after a signal. The caller adds it, after all other callbacks."""
 
 
 class StageTrainer(LossScalingTrainer, NamedStateTrainer):
     """Trains one stage.
 
-    Args:
-        model: Holds the weights to start from; its trainable parameters are those of the stage.
-        arguments: Its settings.
-        run: The configuration, family and processor of the run.
-        stage: The stage.
-        data: What it is trained on.
-        records: What it leaves behind.
-        stop: Ends the stage after a signal. The caller adds it, after all other callbacks.
+    model: holds the weights to start from; its trainable parameters are those of the stage. run: settings, family and processor.
     """
 
     control: TrainerControl
     optimizer: Any
     lr_scheduler: Any
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        arguments: TrainingArguments,
-        run: RunSetup,
-        stage: Stage,
-        data: StageData,
-        records: StageRecords,
-        stop: StopCallback,
-    ):
+    def __init__(self, model: PreTrainedModel, run: RunSetup, parts: StageParts):
         self._train, self._family, self._processor = run.config.train, run.family, run.processor
-        self._stage, self._stop = stage, stop
-        self._loader, self._validation, self._unreadable = data.loader, data.validation, data.unreadable
-        self._history, self._meter, self._checkpoints = records.history, records.meter, records.checkpoints
-        self._settings, self._tracker_runs = records.settings, records.tracker_runs
-        self._stage_callback = StageCallback(stage, records.history, self._train.early_stopping_patience)
+        self._parts, self._stage = parts, parts.stage
+        self._stage_callback = StageCallback(parts.stage, parts.history, self._train.early_stopping_patience)
         # Quantised weights are frozen; Trainer would refuse them when only the connector is trained.
         unwrapped(model).is_quantized = False
         # The family divides its loss by the supervised tokens of the step, whatever the model's own class would do.
         unwrapped(model).accepts_loss_kwargs = True
         unwrapped(model).loss_type = "ForCausalLM"
-        validation = None if data.validation is None else data.validation.dataset
-        super().__init__(model, arguments, train_dataset=data.loader.dataset, eval_dataset=validation)
+        validation = None if parts.validation is None else parts.validation.dataset
+        arguments = training_arguments(run, parts.stage, validate=validation is not None)
+        super().__init__(model, arguments, train_dataset=parts.loader.dataset, eval_dataset=validation)
         if self.is_fsdp_enabled:
             configure_fsdp(self.accelerator.state.fsdp_plugin, model)
         self.remove_callback(PrinterCallback)
@@ -127,7 +95,7 @@ class StageTrainer(LossScalingTrainer, NamedStateTrainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Run the stage, whose weights the model holds already."""
-        self._meter.start()
+        self._parts.meter.start()
         return super().train(*args, **kwargs)
 
     def run_trial_step(self, batch: dict[str, Any]) -> None:
@@ -148,8 +116,7 @@ class StageTrainer(LossScalingTrainer, NamedStateTrainer):
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         if self.lr_scheduler is None:
             warmup_steps = num_warmup_steps(self._train.warmup_steps, num_training_steps)
-            schedule = SCHEDULES[self._train.lr_scheduler_type]
-            factor = partial(schedule, warmup_steps=warmup_steps, steps=num_training_steps)
+            factor = partial(rate_factor, kind=self._train.lr_scheduler_type, warmup_steps=warmup_steps, steps=num_training_steps)
             self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, factor)
             self._created_lr_scheduler = True
         return self.lr_scheduler
@@ -168,17 +135,17 @@ class StageTrainer(LossScalingTrainer, NamedStateTrainer):
 
     def get_train_dataloader(self) -> DataLoader:
         """The loader unchanged: its batch sampler already shards batches by rank."""
-        return self._loader
+        return self._parts.loader
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[dict[str, Any]], Any]:
         # The number of supervised tokens is known on the host; only the sum over ranks needs the device.
         count_device = device if self.args.world_size > 1 else torch.device("cpu")
-        with self._meter.waiting():
+        with self._parts.meter.waiting():
             batches, items = super().get_batch_samples(epoch_iterator, num_batches, count_device)
         for batch in batches:
-            self._meter.count(batch)
+            self._parts.meter.count(batch)
         unreadable = [image for batch in batches for image in batch.pop(UNREADABLE_IMAGES, ())]
-        self._unreadable.add_step(unreadable, self.step + 1, self._stage.config.name)
+        self._parts.unreadable.add_step(unreadable, self.step + 1, self._stage.config.name)
         # Places of unreadable images may stay empty; a step of nothing else must not divide by zero.
         return batches, items.clamp(min=1) if isinstance(items, torch.Tensor) else items
 
@@ -213,49 +180,48 @@ class StageTrainer(LossScalingTrainer, NamedStateTrainer):
             raise TesseraError(
                 f"step {self.step}: the loss is {logs['loss']}, the gradient norm {logs['grad_norm']}; lower train.learning_rate"
             )
-        self._unreadable.collect(self.step, self._stage.config.name)
-        rates = asdict(self._meter.read(lambda counts: self.accelerator.gather(counts[None].to(self.args.device)).cpu()))
-        measured = {
-            "loss": logs["loss"],
-            "grad_norm": logs["grad_norm"],
+        self._parts.unreadable.collect(self.step, self._stage.config.name)
+        rates = asdict(self._parts.meter.read(lambda counts: self.accelerator.gather(counts[None].to(self.args.device)).cpu()))
+        self._log_row(
+            loss=logs["loss"],
+            grad_norm=logs["grad_norm"],
             **self.scaling_metrics(),
-            **self._unreadable.metrics(),
+            **self._parts.unreadable.metrics(),
             **self._stage_callback.learning_rates,
-        }
-        self._log_row({**measured, **{key: value for key, value in rates.items() if value is not None}})
+            **{key: value for key, value in rates.items() if value is not None},
+        )
 
-    def _log_row(self, measured: dict[str, Any]) -> None:
+    def _log_row(self, **measured: Any) -> None:
         row = {"step": self.step, "stage": self._stage.config.name, **measured}
-        self._history.add(row)
+        self._parts.history.rows.append(row)
         self.control = self.callback_handler.on_log(self.args, self.state, self.control, row)
 
     def evaluate(self, *_args: Any, **_kwargs: Any) -> dict[str, float]:
         """Validation loss: the mean over all supervised tokens of the validation samples, in nats per token."""
-        if self._validation is None:
-            raise ValueError("no validation samples")
-        with self._meter.paused(), eager_mode(self.model):
+        assert self._parts.validation is not None  # else Trainer is not told to evaluate
+        with self._parts.meter.paused(), eager_mode(self.model):
             self.model_wrapped.eval()
             sums = torch.zeros(3, dtype=torch.float64, device=self.args.device)
-            for batch in self._validation:
+            for batch in self._parts.validation:
                 unreadable = batch.get(UNREADABLE_IMAGES, ())
-                self._unreadable.add(unreadable)
+                self._parts.unreadable.add(unreadable)
                 inputs = self._prepare_inputs(batch)
                 with torch.no_grad():
                     sums[0] += self._family.loss(self.model_wrapped, inputs, 1)
                 sums[1] += (inputs["labels"] != IGNORE_INDEX).sum()
                 sums[2] += len({image.sample_id for image in unreadable})
             reshard_model(self.model_wrapped)
-            self._unreadable.collect(self.step, self._stage.config.name)
+            self._parts.unreadable.collect(self.step, self._stage.config.name)
             loss, tokens, left_out = self.accelerator.reduce(sums, "sum").tolist()
             if not tokens:
                 raise TesseraError(f"step {self.step}: not a single image of the validation samples can be read any more")
             metrics = {"eval_loss": loss / tokens, "eval_tokens": int(tokens), **({"eval_left_out": int(left_out)} if left_out else {})}
-            self._log_row(metrics)
+            self._log_row(**metrics)
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def _maybe_log_save_evaluate(self, tr_loss: Any, grad_norm: Any, model: Any, trial: Any, *args: Any, **kwargs: Any) -> None:
-        if self._stop.number and self.control.should_evaluate and not self._finished:
+        if self._parts.stop.number and self.control.should_evaluate and not self._finished:
             # The time that is left may be shorter than an evaluation; the checkpoint is written again after it.
             self._save_checkpoint(model, trial)
         super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *args, **kwargs)
@@ -269,20 +235,20 @@ class StageTrainer(LossScalingTrainer, NamedStateTrainer):
         finished, another_follows = self._finished, self._stage.index + 1 < len(self._train.stages)
         if finished:
             self.check_trained()
-        self._unreadable.collect(self.step, self._stage.config.name)
+        self._parts.unreadable.collect(self.step, self._stage.config.name)
         done = (self._stage.index, self._stage.first_step, self.step, finished)
-        state = RunState(*done, self._settings, self._history.rows, self._tracker_runs)
-        evaluations = self._history.validation(self._stage.config.name)
+        state = RunState(*done, self._parts.settings, self._parts.history.rows, self._parts.tracker_runs)
+        evaluations = self._parts.history.validation(self._stage.config.name)
         best_step = best_evaluation(evaluations)[0] if evaluations and self._train.early_stopping_patience is not None else None
-        with self._meter.paused():
+        with self._parts.meter.paused():
             if finished and best_step not in (None, self.step):
-                self._checkpoints.write_from_step(state, best_step)
+                self._parts.checkpoints.write_from_step(state, best_step)
                 return
             sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
             weights = gather_full_state_dict(self.model, keep=self.args.should_save) if sharded else None
             # The last stage keeps its trainer state: it may become longer on a resume.
             save_trainer = None if finished and another_follows else self._save_trainer
-            self._checkpoints.write(state, lambda folder: self._save_model(folder, weights), save_trainer, best_step)
+            self._parts.checkpoints.write(state, lambda folder: self._save_model(folder, weights), save_trainer, best_step)
 
     def _save_model(self, folder: Path, weights: dict[str, torch.Tensor] | None) -> None:
         # Only rank 0 writes; with ZeRO-3's loading mode left on, it would wait for the other ranks.
@@ -327,3 +293,35 @@ class StageTrainer(LossScalingTrainer, NamedStateTrainer):
         # The checkpoint restores the logging, evaluation and saving intervals of its own run; this run's apply.
         self.state.compute_steps(self.args, max_steps)
         return training_state
+
+
+def training_arguments(run: RunSetup, stage: Stage, validate: bool) -> TrainingArguments:
+    """The stage's settings as transformers' TrainingArguments. validate: evaluate every train.eval_steps."""
+    train = run.config.train
+    arguments = TrainingArguments(
+        output_dir=str(run.config.checkpoint_folder),
+        max_steps=stage.steps,
+        per_device_train_batch_size=train.per_device_train_batch_size,
+        gradient_accumulation_steps=run.batching.step.micro_batches,
+        average_tokens_across_devices=True,
+        max_grad_norm=train.max_grad_norm,
+        bf16=run.precision == "bf16",
+        fp16=run.precision == "fp16",
+        use_cpu=run.device.type == "cpu",
+        seed=train.seed + stage.index,
+        logging_steps=train.logging_steps,
+        logging_nan_inf_filter=False,
+        eval_strategy="steps" if validate else "no",
+        eval_steps=train.eval_steps,
+        save_strategy="steps",
+        save_steps=train.save_steps,
+        ddp_find_unused_parameters=False,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        report_to=[],
+        disable_tqdm=True,
+        log_level="error",
+    )
+    # With several visible GPUs, Trainer would wrap the model in nn.DataParallel, which cuts packed rows apart.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments

@@ -96,7 +96,7 @@ class UnreadableImages:
             if image.path in self._known:
                 continue
             self._known.add(image.path)
-            self._history.add({"step": step, "stage": stage, "unreadable_image": image.path, "sample": image.sample_id})
+            self._history.rows.append({"step": step, "stage": stage, "unreadable_image": image.path, "sample": image.sample_id})
             effect = f"is replaced by {image.replaced_by}" if image.replaced_by else "is left out"
             self._print_once(
                 f"step {step:,}: {image.error}; sample {image.sample_id} {effect} "

@@ -22,7 +22,7 @@ from model.family import LoadOptions
 from model.siglip_qwen.adapters import configure_trainable
 from model.siglip_qwen.assembly import build
 from model.siglip_qwen.config import LoraConfig, SiglipQwenConfig
-from training.distributed.sharded_loading import prepare_for_weights
+from training.distributed.sharding import prepare_for_weights
 
 LAUNCH_FILE = Path("configs/accelerate/fsdp2.yaml")
 MIB = 2**20

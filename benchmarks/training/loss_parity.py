@@ -25,7 +25,7 @@ from model.siglip_qwen.config import siglip_qwen_settings
 from model.siglip_qwen.processor import Processor
 from training.config import Experiment
 from training.data_loading import TrainingData
-from training.optimization.lr_scheduler import cosine_with_warmup, num_warmup_steps
+from training.optimization.lr_scheduler import num_warmup_steps, rate_factor
 from training.run_setup import RunSetup, setup_run
 
 TOLERANCE = 0.01
@@ -156,7 +156,7 @@ def _train(models: _ModelPair, steps: int, eval_steps: int) -> list[LossRow]:
     warmup_steps = num_warmup_steps(models.train.warmup_steps, steps)
     pair = (models.ours, models.stock)
     lr_schedulers = [
-        torch.optim.lr_scheduler.LambdaLR(side.optimizer, partial(cosine_with_warmup, warmup_steps=warmup_steps, steps=steps))
+        torch.optim.lr_scheduler.LambdaLR(side.optimizer, partial(rate_factor, kind="cosine", warmup_steps=warmup_steps, steps=steps))
         for side in pair
     ]
     rows = [LossRow(0, None, None, *models.validate())]

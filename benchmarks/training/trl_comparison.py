@@ -33,8 +33,7 @@ from dataset.sample import IMAGE_PLACEHOLDER, Sample
 from errors import TesseraError, UsageError
 from model.checkpoint_manifest import latest_checkpoint
 from model.family_config import LoraConfig
-from training.checkpointing.checkpoint_folders import TRAINER_FOLDER
-from training.checkpointing.resume import read_run_state
+from training.checkpointing.resume import TRAINER_FOLDER, read_run_state
 from training.config import LearningRates
 
 TRL = "trl==1.16.0"

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 
 import config as configuration
 from dataset.sample import IMAGES_SCHEMA, SAMPLES_SCHEMA
-from training.checkpointing.checkpoint_folders import checkpoint_folders
+from training.checkpointing.resume import checkpoint_folders
 from training.run import TrainingRun
 
 COLOURS = ("red", "blue", "green", "yellow", "black", "white", "orange", "purple")

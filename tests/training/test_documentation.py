@@ -9,8 +9,7 @@ import pytest
 from tests.pipeline import ROOT
 from training.config import TrackerName
 from training.interruption.resume_command import resume_command
-from training.monitoring.console import status_line
-from training.monitoring.time_estimate import hours
+from training.monitoring.console import hours, status_line
 from training.monitoring.trackers import COLUMNS, PROJECT, TABLE
 
 PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("docs/training.md", "docs/zh/training.md")}

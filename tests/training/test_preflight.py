@@ -13,8 +13,7 @@ import config as configuration
 from errors import UsageError
 from model.checkpoint_manifest import write_manifest
 from tests.pipeline import ROOT
-from training.checkpointing.checkpoint_folders import TRAINER_FOLDER
-from training.checkpointing.resume import RunState, config_settings
+from training.checkpointing.resume import TRAINER_FOLDER, RunState, config_settings
 from training.preflight import check_before_loading
 
 Workspace = Callable[..., Path]

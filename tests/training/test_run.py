@@ -20,8 +20,7 @@ from dataset.sample import SAMPLES_SCHEMA
 from errors import TesseraError, UsageError
 from model.checkpoint_manifest import manifest_mismatch
 from model.siglip_qwen.processor import Processor
-from training.checkpointing.checkpoint_folders import TRAINER_FOLDER
-from training.checkpointing.resume import RunState, read_run_state
+from training.checkpointing.resume import TRAINER_FOLDER, RunState, read_run_state
 from training.run import TrainingRun
 
 Workspace = Callable[..., Path]

@@ -2,9 +2,9 @@ import pytest
 from torch import nn
 
 from model.siglip_qwen.modeling import GROUP_PATHS
+from training.checkpointing.stage_model import describe_trained
 from training.config import LearningRates, StageConfig, TrainConfig
 from training.optimization.optimizers import learning_rate, optimizer_param_groups
-from training.stages import describe_trained
 
 
 class ToyModel(nn.Module):

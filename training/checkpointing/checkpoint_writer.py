@@ -12,8 +12,7 @@ from accelerate import PartialState
 
 from atomic_io import copy_read_permissions, naming_full_disk
 from model.checkpoint_manifest import write_manifest
-from training.checkpointing.checkpoint_folders import TRAINER_FOLDER, checkpoint_folders, checkpoint_step
-from training.checkpointing.resume import RunState
+from training.checkpointing.resume import TRAINER_FOLDER, RunState, checkpoint_folders, checkpoint_step
 
 
 class CheckpointWriter:
@@ -31,7 +30,7 @@ class CheckpointWriter:
         save_model: Callable[[Path], None],
         save_trainer: Callable[[Path], None] | None,
         protected_step: int | None = None,
-    ) -> Path:
+    ) -> None:
         """Write the checkpoint of `state.step` and delete older ones of its stage.
 
         Args:
@@ -40,45 +39,38 @@ class CheckpointWriter:
             save_trainer: Writes this rank's part of the trainer state into a folder; None at the end of a stage that another
                 one follows, which starts with a new optimizer.
             protected_step: Step whose checkpoint is never deleted, such as the best one so far.
-
-        Returns:
-            The folder of the checkpoint.
         """
-        with naming_full_disk(self.folder / f"checkpoint-{state.step}"):
-            partial = self._begin(state)
-            if self._partial_state.is_main_process:
+        target, partial = self.folder / f"checkpoint-{state.step}", self.folder / f".checkpoint-{state.step}.partial"
+        is_main_process = self._partial_state.is_main_process
+        with naming_full_disk(target):
+            if is_main_process:
+                for stale in self.folder.glob(".checkpoint-*.partial"):
+                    shutil.rmtree(stale)
+                (partial / TRAINER_FOLDER).mkdir(parents=True)
+            self._partial_state.wait_for_everyone()
+            if is_main_process:
                 save_model(partial)
             if save_trainer is not None:
                 save_trainer(partial / TRAINER_FOLDER)
-            return self._finish(partial, state, protected_step)
+            self._partial_state.wait_for_everyone()
+            if is_main_process:
+                state.write(partial / TRAINER_FOLDER)
+                copy_read_permissions(partial)
+                write_manifest(partial)
+                if target.exists():
+                    shutil.rmtree(target)
+                partial.replace(target)
+                self._remove_older(state.first_step, protected_step)
+            self._partial_state.wait_for_everyone()
 
-    def write_from_step(self, state: RunState, step: int) -> Path:
+    def write_from_step(self, state: RunState, step: int) -> None:
         """Write the checkpoint of `state.step`, the last of its stage, with the model files of an earlier step."""
-        source = self.folder / f"checkpoint-{step}"
-        return self.write(state, lambda folder: _copy(source, folder), save_trainer=None, protected_step=step)
 
-    def _begin(self, state: RunState) -> Path:
-        partial = self.folder / f".checkpoint-{state.step}.partial"
-        if self._partial_state.is_main_process:
-            for stale in self.folder.glob(".checkpoint-*.partial"):
-                shutil.rmtree(stale)
-            (partial / TRAINER_FOLDER).mkdir(parents=True)
-        self._partial_state.wait_for_everyone()
-        return partial
+        def copy_model(folder: Path) -> None:
+            without_trainer = shutil.ignore_patterns(TRAINER_FOLDER)
+            shutil.copytree(self.folder / f"checkpoint-{step}", folder, ignore=without_trainer, dirs_exist_ok=True)
 
-    def _finish(self, partial: Path, state: RunState, protected_step: int | None) -> Path:
-        self._partial_state.wait_for_everyone()
-        target = self.folder / f"checkpoint-{state.step}"
-        if self._partial_state.is_main_process:
-            state.write(partial / TRAINER_FOLDER)
-            copy_read_permissions(partial)
-            write_manifest(partial)
-            if target.exists():
-                shutil.rmtree(target)
-            partial.replace(target)
-            self._remove_older(state.first_step, protected_step)
-        self._partial_state.wait_for_everyone()
-        return target
+        self.write(state, copy_model, save_trainer=None, protected_step=step)
 
     def _remove_older(self, first_step: int, protected_step: int | None) -> None:
         stage_checkpoints = [path for path in checkpoint_folders(self.folder) if checkpoint_step(path) > first_step]
@@ -87,12 +79,3 @@ class CheckpointWriter:
                 # Renamed first: after an interrupted deletion the rest must not look like a checkpoint.
                 removed = path.replace(path.with_name(f".{path.name}.removed"))
                 shutil.rmtree(removed)
-
-
-def _copy(source: Path, folder: Path) -> None:
-    """Copy a checkpoint's model files, without the trainer state."""
-    for path in source.iterdir():
-        if path.is_dir() and path.name != TRAINER_FOLDER:
-            shutil.copytree(path, folder / path.name)
-        elif path.is_file():
-            shutil.copy2(path, folder / path.name)

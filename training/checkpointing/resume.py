@@ -1,4 +1,4 @@
-"""The state of a run in a checkpoint, and the check that a resumed run has the same settings.
+"""The checkpoint folders of a run (checkpoints/<name>/checkpoint-<step>), and the check that a resumed run has the same settings.
 
 In: a configuration and checkpoint folders. Out: `RunState`, a JSON file next to Trainer's own state.
 """
@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from atomic_io import write_json
 from errors import UsageError
+from model.checkpoint_manifest import TRAINER_FOLDER as TRAINER_FOLDER
 from model.config import DEFAULT_FAMILY
 from renamed_keys import RENAMED_GROUPS, new_key, with_new_keys
 from training.config import Experiment, LearningRates
@@ -48,7 +50,7 @@ class RunState:
     finished: bool
     """Whether the stage has ended; the next one starts from here."""
     settings: dict[str, Any]
-    """What `settings` returned."""
+    """All settings that determine a training step, by dotted key; a run can only be resumed with the same ones."""
     history: list[Row]
     """Rows of the History."""
     trackers: dict[str, str] = field(default_factory=dict)
@@ -56,6 +58,17 @@ class RunState:
 
     def write(self, folder: Path) -> None:
         write_json(folder / RUN_STATE_FILE, dataclasses.asdict(self))
+
+
+def checkpoint_step(folder: Path) -> int:
+    """Optimizer step in the name of a checkpoint folder, -1 for any other folder."""
+    match = re.fullmatch(r"checkpoint-(\d+)", folder.name)
+    return int(match[1]) if match else -1
+
+
+def checkpoint_folders(folder: Path) -> list[Path]:
+    """Checkpoint folders of a run, sorted by step."""
+    return sorted((path for path in folder.glob("checkpoint-*") if checkpoint_step(path) >= 0), key=checkpoint_step)
 
 
 def read_run_state(folder: Path) -> RunState:
@@ -71,7 +84,7 @@ def read_run_state(folder: Path) -> RunState:
         raise UsageError(f"--resume {folder}: {RUN_STATE_FILE} cannot be read, so this is no training checkpoint ({reason})") from error
 
 
-ADDED_SETTINGS = {"data.balance": "none", "train.lr_scheduler_type": "cosine"}
+ADDED_SETTINGS = {"data.balance": "none", "train.lr_scheduler_type": "cosine", "model.family": DEFAULT_FAMILY}
 """Settings that earlier versions did not have, and what they did."""
 
 
@@ -81,7 +94,6 @@ def _with_new_keys(state: dict[str, Any]) -> dict[str, Any]:
     for path, value in state["settings"].items():
         section, *keys = path.split(".")
         renamed[".".join([section, *(new_key(section, key) or key for key in keys)])] = with_new_keys(section, value)
-    renamed.setdefault("model.family", DEFAULT_FAMILY)
     renamed = {**ADDED_SETTINGS, **renamed}
     if "model.lora.r" in renamed:
         renamed.setdefault("model.lora.target_modules", "all-linear")
@@ -111,27 +123,14 @@ RESOLVED_KEYS = frozenset({"train.num_processes", "train.batching", "train.preci
 """Settings that the configuration alone does not tell: they depend on the launcher, the device and the data."""
 
 LENGTH_KEYS = frozenset({"epochs", "max_steps"})
-"""Keys of the stage that a checkpoint belongs to which may differ: the stage may become longer (see `stage_length_change`)."""
-
-
-def settings(config: Experiment, samples: Path, num_processes: int, packed: bool, precision: str) -> dict[str, Any]:
-    """All settings that determine a training step, by key; a run can only be resumed with the same ones.
-
-    Args:
-        samples: The samples.parquet to train on; its SHA-256 is part of the settings.
-        num_processes: World size.
-        packed: Whether batches are packed, after `auto` is resolved.
-        precision: bf16, fp16 or fp32, after `auto` is resolved.
-    """
-    return {**config_settings(config), **machine_settings(num_processes, packed, precision), **data_settings(samples)}
+"""Keys of the stage that a checkpoint belongs to which may differ: the stage may become longer (see `starting_point`)."""
 
 
 def config_settings(config: Experiment) -> dict[str, Any]:
     """The settings that the configuration alone tells: those that can be compared before anything is loaded."""
-    resolved = {f"model.{key}": value for key, value in _flat(dataclasses.asdict(config.model)).items()}
-    resolved |= {f"train.{key}": value for key, value in _flat(dataclasses.asdict(config.train)).items()}
-    resolved |= {"data.augmentation": dataclasses.asdict(config.data.augmentation) if config.data.augmentation else None}
-    resolved |= {"data.balance": config.data.balance}
+    resolved = _flat({"model": dataclasses.asdict(config.model), "train": dataclasses.asdict(config.train)})
+    resolved["data.augmentation"] = dataclasses.asdict(config.data.augmentation) if config.data.augmentation else None
+    resolved["data.balance"] = config.data.balance
     known = {key: value for key, value in resolved.items() if key not in CHANGEABLE_KEYS | RESOLVED_KEYS}
     # Through JSON, so that it compares equal to the settings read from a checkpoint.
     plain: dict[str, Any] = json.loads(json.dumps(known, default=str))
@@ -139,7 +138,7 @@ def config_settings(config: Experiment) -> dict[str, Any]:
 
 
 def machine_settings(num_processes: int, packed: bool, precision: str) -> dict[str, Any]:
-    """The settings that depend on the launcher and the device."""
+    """The settings that depend on the launcher and the device, after each `auto` is resolved. num_processes: world size."""
     return {"train.num_processes": num_processes, "train.batching": "packed" if packed else "padded", "train.precision": precision}
 
 
@@ -161,24 +160,18 @@ def check_same_settings(folder: Path, state: RunState, current_settings: dict[st
 
     Stages after the checkpoint's own may be changed or added, and its own may get another length. STEP_KEYS are not compared here.
 
-    Args:
-        folder: The checkpoint, for the message.
-        current_settings: All settings, or those that are known so far: of RESOLVED_KEYS, the ones that are missing are not compared.
+    folder: the checkpoint, for the message; current_settings: all, or those known so far: missing ones of RESOLVED_KEYS are not compared.
     """
     ignored = RESOLVED_KEYS - current_settings.keys() | set(STEP_KEYS)
     before, after = ({key: value for key, value in known.items() if key not in ignored} for known in (state.settings, current_settings))
     differing = _differences("train.stages", before.pop("train.stages")[: state.stage + 1], after.pop("train.stages")[: state.stage + 1])
-    differing = {key: values for key, values in differing.items() if not is_length_key(key, state.stage)}
+    length_keys = {f"train.stages.{state.stage}.{name}" for name in LENGTH_KEYS}
+    differing = {key: values for key, values in differing.items() if key not in length_keys}
     for key in sorted(before.keys() | after.keys()):
         differing |= _differences(key, before.get(key), after.get(key))
     if differing:
         named = "; ".join(f"{key} was {_short(was)}, is {_short(now)}" for key, (was, now) in differing.items())
         raise UsageError(f"--resume {folder}: trained with other settings: {named}; use those, or a new name for a new run")
-
-
-def is_length_key(key: str, stage: int) -> bool:
-    """Whether a dotted key is the length of the stage with this index."""
-    return key in {f"train.stages.{stage}.{name}" for name in LENGTH_KEYS}
 
 
 def _differences(key: str, before: Any, after: Any) -> dict[str, tuple[Any, Any]]:

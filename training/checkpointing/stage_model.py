@@ -4,20 +4,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from model.family import LoadOptions
 from model.kernels.autocast import frozen_dtype
 from model.kernels.compile import compile_layers
-from model.param_groups import unwrapped
+from model.param_groups import trainable_param_groups, unwrapped
 from model.siglip_qwen import initial_weights
 from model.siglip_qwen.config import siglip_qwen_settings
 from model.siglip_qwen.initial_weights import InitialWeights
 from training.compile_policy import CompileDecision, decide_compile
 from training.distributed.launch import loads_on_rank_0_alone, uses_fsdp, uses_zero3, weights_are_sharded
-from training.distributed.sharded_loading import prepare_for_weights
-from training.run_setup import RunSetup
-from training.stages import Stage
+from training.distributed.sharding import prepare_for_weights
+from training.run_setup import RunSetup, Stage
 
 
 def load_stage_model(run_setup: RunSetup, stage: Stage, checkpoint: Path | None) -> Any:
@@ -74,3 +74,13 @@ def _initial_model(run_setup: RunSetup, initial: InitialWeights, options: LoadOp
     # That of the folder may be another; its embedding is never read.
     unwrapped(model).config.image_token_id = run_setup.processor.image_token_id
     return model
+
+
+def describe_trained(model: nn.Module) -> str:
+    """Number of trained parameters of each group, such as "connector 61.4 K, lora 1.2 M parameters"."""
+    counts = {group: sum(p.numel() for p in parameters) for group, parameters in trainable_param_groups(model).items()}
+    return ", ".join(f"{group} {_short(count)}" for group, count in counts.items()) + " parameters"
+
+
+def _short(count: int) -> str:
+    return next((f"{count / size:.1f} {letter}" for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "K")) if count >= size), str(count))

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from errors import UsageError
-from training.checkpointing.checkpoint_folders import TRAINER_FOLDER
-from training.checkpointing.resume import LENGTH_KEYS, RunState
+from training.checkpointing.resume import LENGTH_KEYS, TRAINER_FOLDER, RunState
 from training.config import StageConfig
 
 TRAINER_STATE_FILE = "trainer_state.json"
@@ -40,7 +39,7 @@ def check_max_steps(checkpoint: Path, state: RunState, stages: Sequence[StageCon
     if state.stage < len(stages):
         limit, done = stages[state.stage].max_steps, state.step - state.first_step
         if limit is not None and limit < done:
-            raise UsageError(_too_short(checkpoint, state, stages[state.stage], limit))
+            raise _too_short(checkpoint, state, stages[state.stage], limit)
 
 
 def starting_point(checkpoint: Path | None, state: RunState | None, stages: Sequence[StageConfig], steps: Sequence[int]) -> StartingPoint:
@@ -52,30 +51,28 @@ def starting_point(checkpoint: Path | None, state: RunState | None, stages: Sequ
         stages: train.stages.
         steps: Optimizer steps of each stage.
 
-    Raises:
-        UsageError: a stage would be shorter than what is done, or has ended without an optimizer state to go on from.
+    Raises UsageError when a stage would be shorter than what is done, or has ended without an optimizer state to go on from.
     """
     if checkpoint is None or state is None:
         return StartingPoint()
     stage, done = stages[state.stage], state.step - state.first_step
     planned, changed = steps[state.stage], _changed_length(state, stage)
     if planned < done and (changed or not state.finished):
-        raise UsageError(_too_short(checkpoint, state, stage, planned))
+        raise _too_short(checkpoint, state, stage, planned)
+    note = f"train.stages.{state.stage}: {_named(changed)} changes nothing, {stage.name} has {planned:,} steps" if changed else None
     if state.finished and (planned == done or not changed):
-        note = f"train.stages.{state.stage}: {_named(changed)} changes nothing, {stage.name} has {planned:,} steps" if changed else None
         return StartingPoint(state.stage + 1, state.step, note=note)
     if planned == done:
-        raise UsageError(_nothing_left(checkpoint, state, stage))
+        raise _length_error(checkpoint, state, stage, ", all that it would have", ", but not ended; give it at least one step more")
     before = _steps_before(checkpoint)
     if before is None:
         raise UsageError(
             f"--resume {checkpoint}: train.stages.{state.stage}: {_named(changed)} cannot be changed, since stage {stage.name} has ended "
             "and its checkpoint holds no optimizer state (it stopped early, or another stage followed); add a stage instead"
         )
-    note = None
-    if changed and before == planned:
-        note = f"train.stages.{state.stage}: {_named(changed)} changes nothing, {stage.name} has {planned:,} steps as before"
-    return StartingPoint(state.stage, state.first_step, True, before if before != planned else None, note)
+    if before != planned:
+        return StartingPoint(state.stage, state.first_step, True, before)
+    return StartingPoint(state.stage, state.first_step, True, note=note and f"{note} as before")
 
 
 def _changed_length(state: RunState, stage: StageConfig) -> dict[str, tuple[Any, Any]]:
@@ -94,19 +91,14 @@ def _named(changed: dict[str, tuple[Any, Any]]) -> str:
     return ", ".join(f"{key} from {_shown(before)} to {_shown(now)}" for key, (before, now) in changed.items())
 
 
-def _too_short(checkpoint: Path, state: RunState, stage: StageConfig, planned: int) -> str:
-    done = state.step - state.first_step
-    return (
-        f"--resume {checkpoint}: train.stages.{state.stage}: stage {stage.name} has done {done:,} steps and would have {planned:,} "
-        f"(max_steps={_shown(stage.max_steps)}, epochs={stage.epochs:g}); a stage cannot become shorter than what is done"
-    )
+def _too_short(checkpoint: Path, state: RunState, stage: StageConfig, planned: int) -> UsageError:
+    return _length_error(checkpoint, state, stage, f" and would have {planned:,}", "; a stage cannot become shorter than what is done")
 
 
-def _nothing_left(checkpoint: Path, state: RunState, stage: StageConfig) -> str:
-    done = state.step - state.first_step
-    return (
-        f"--resume {checkpoint}: train.stages.{state.stage}: stage {stage.name} has done {done:,} steps, all that it would have "
-        f"(max_steps={_shown(stage.max_steps)}, epochs={stage.epochs:g}), but not ended; give it at least one step more"
+def _length_error(checkpoint: Path, state: RunState, stage: StageConfig, planned: str, advice: str) -> UsageError:
+    return UsageError(
+        f"--resume {checkpoint}: train.stages.{state.stage}: stage {stage.name} has done {state.step - state.first_step:,} steps{planned} "
+        f"(max_steps={_shown(stage.max_steps)}, epochs={stage.epochs:g}){advice}"
     )
 
 

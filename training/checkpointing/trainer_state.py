@@ -8,7 +8,6 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import Trainer, TrainerState
@@ -40,9 +39,11 @@ def check_trainer_state(folder: Path, finished: bool = False) -> None:
             raise TypeError("global_step and stateful_callbacks are not a number and a mapping")
     for pattern, keys in STATE_FILES.items():
         for path in sorted(folder.glob(pattern)):
-            with _naming(path):
-                missing = keys - _keys(path)
-                if missing:
+            with _naming(path), safe_globals():
+                loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+                if not isinstance(loaded, dict):
+                    raise TypeError(f"expected a mapping, found {type(loaded).__name__}")
+                if missing := keys - loaded.keys():
                     raise ValueError(f"{min(missing)} is missing")
 
 
@@ -60,14 +61,6 @@ class NamedStateTrainer(Trainer):
     def _load_rng_state(self, checkpoint: str | None) -> None:
         with _naming(Path(checkpoint or "")):
             super()._load_rng_state(checkpoint)
-
-
-def _keys(path: Path) -> set[Any]:
-    with safe_globals():
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    if not isinstance(loaded, dict):
-        raise TypeError(f"expected a mapping, found {type(loaded).__name__}")
-    return set(loaded)
 
 
 @contextmanager

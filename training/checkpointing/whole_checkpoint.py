@@ -1,7 +1,4 @@
-"""The checkpoint to resume from: the last one whose files are those of its manifest.
-
-In: the argument of --resume. Out: a folder, the same on every rank.
-"""
+"""The checkpoint to resume from: the last one whose files are those of its manifest, the same on every rank."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,7 +9,7 @@ from accelerate.utils import broadcast_object_list
 
 from errors import UsageError
 from model.checkpoint_manifest import has_sizes_only, manifest_mismatch
-from training.checkpointing.checkpoint_folders import checkpoint_folders
+from training.checkpointing.resume import checkpoint_folders
 
 
 def resume_checkpoint(folder: Path, resume: str | None, partial_state: PartialState, report: Callable[[str], None]) -> Path | None:
@@ -24,8 +21,7 @@ def resume_checkpoint(folder: Path, resume: str | None, partial_state: PartialSt
         partial_state: Rank and world size.
         report: Prints a line, on rank 0 only.
 
-    Raises:
-        UsageError: the folder that was given is incomplete or damaged.
+    Raises UsageError when the folder that was given is incomplete or damaged.
     """
     if resume is None:
         return None
@@ -43,8 +39,7 @@ def resume_checkpoint(folder: Path, resume: str | None, partial_state: PartialSt
 def find_whole_checkpoint(folders: Sequence[Path], partial_state: PartialState) -> tuple[Path | None, list[str]]:
     """The last of `folders` (by step) that matches its manifest; None if none does. Every rank must call this: rank 0 checks for all.
 
-    Returns:
-        The folder, and a line to print for each later one that was skipped, and for a manifest that holds sizes only.
+    Also returns a line to print for each later one that was skipped, and for a manifest that holds sizes only.
     """
     found: list[Any] = [None, []]
     if partial_state.is_main_process:

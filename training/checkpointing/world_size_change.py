@@ -9,6 +9,25 @@ from errors import UsageError
 from training.checkpointing.resume import STEP_KEYS
 from training.config import TrainConfig
 from training.data_loading import Batching
+from training.distributed.launch import uses_deepspeed
+from training.run_setup import Machine
+
+
+def with_resumed_batching(machine: Machine, train: TrainConfig, before: Mapping[str, Any]) -> Machine:
+    """The machine with `resumed_batching`, which is printed where it differs.
+
+    Raises UsageError also when the optimizer state is one that only as many processes as before can read (ZeRO).
+    """
+    processes, accumulation, _ = (before[key] for key in STEP_KEYS)
+    if uses_deepspeed() and machine.batching.world_size != processes:
+        raise UsageError(f"train.num_processes: DeepSpeed's optimizer state of {processes} processes can be read by {processes} only")
+    batching = resumed_batching(machine.batching, train, before)
+    if (batching.step.micro_batches, batching.world_size) != (accumulation, processes):
+        machine.print_once(
+            f"an optimizer step keeps its samples: {batching.step.micro_batches} micro-batches on each of {batching.world_size} processes, "
+            f"where the run began {accumulation} on each of {processes}"
+        )
+    return dataclasses.replace(machine, batching=batching)
 
 
 def resumed_batching(batching: Batching, train: TrainConfig, before: Mapping[str, Any]) -> Batching:
@@ -16,12 +35,9 @@ def resumed_batching(batching: Batching, train: TrainConfig, before: Mapping[str
 
     If train.gradient_accumulation_steps is as in the checkpoint, it is adapted to the world size.
 
-    Args:
-        batching: As for a new run with this launch's settings.
-        before: Settings in the checkpoint.
+    batching: as for a new run with this launch's settings; before: settings in the checkpoint.
 
-    Raises:
-        UsageError: The samples of a step cannot be divided in this way; names settings that would do.
+    Raises UsageError when the samples of a step cannot be divided in this way; it names settings that would do.
     """
     processes, accumulation, batch_size = (int(before[key]) for key in STEP_KEYS)
     planned = accumulation * processes

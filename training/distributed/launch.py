@@ -4,7 +4,7 @@ import os
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import str_to_bool
+from accelerate.utils import parse_flag_from_env
 
 from errors import UsageError
 from model.family_config import FamilyConfig
@@ -22,12 +22,12 @@ def check_world_size(wanted: int | None) -> PartialState:
 
 def uses_fsdp() -> bool:
     """True when the launcher is set to FSDP."""
-    return bool(str_to_bool(os.environ.get("ACCELERATE_USE_FSDP", "false")))
+    return bool(parse_flag_from_env("ACCELERATE_USE_FSDP"))
 
 
 def uses_deepspeed() -> bool:
     """True when the launcher is set to DeepSpeed."""
-    return bool(str_to_bool(os.environ.get("ACCELERATE_USE_DEEPSPEED", "false")))
+    return bool(parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"))
 
 
 def uses_zero3() -> bool:
@@ -42,8 +42,7 @@ def weights_are_sharded() -> bool:
 
 def loads_on_rank_0_alone(quantization: Quantization) -> bool:
     """Whether rank 0 alone loads the weights: ZeRO-3, and FSDP2 with fsdp_cpu_ram_efficient_loading; neither sends quantised ones."""
-    efficient = str_to_bool(os.environ.get("FSDP_CPU_RAM_EFFICIENT_LOADING", "false"))
-    return quantization == "none" and (uses_zero3() or bool(uses_fsdp() and efficient))
+    return quantization == "none" and (uses_zero3() or (uses_fsdp() and parse_flag_from_env("FSDP_CPU_RAM_EFFICIENT_LOADING")))
 
 
 def check_shardable(model: FamilyConfig) -> None:
@@ -72,7 +71,4 @@ def unused_gpus(state: PartialState) -> str | None:
 
 def sharding_library() -> str | None:
     """FSDP or DeepSpeed when the launcher is set to one of them (ZeRO-2 included), else None."""
-    for variable, name in (("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed")):
-        if str_to_bool(os.environ.get(variable, "false")):
-            return name
-    return None
+    return "FSDP" if uses_fsdp() else "DeepSpeed" if uses_deepspeed() else None

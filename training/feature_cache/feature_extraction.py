@@ -8,7 +8,6 @@ Shapes: N images, P patches, D hidden size of the vision encoder.
 
 import contextlib
 import dataclasses
-import gc
 import hashlib
 import json
 import shutil
@@ -20,6 +19,7 @@ from itertools import islice
 from pathlib import Path
 
 import torch
+from accelerate.utils.memory import clear_device_cache
 from PIL import Image
 
 from dataset.loading.image_io import MAX_PIXELS, ImageError, open_image, read_image_file, read_with_retries
@@ -33,7 +33,7 @@ from model.siglip_qwen.config import siglip_qwen_settings
 from model.siglip_qwen.initial_weights import vision_tower_folder
 from process_group import main_process_only
 from progress import Progress
-from training.data_loading import CachedFeatures, TrainingData
+from training.data_loading import CachedFeatures
 from training.feature_cache.feature_store import FeatureCache
 from training.out_of_memory import explain_out_of_memory
 from training.run_setup import RunSetup, num_loader_workers
@@ -67,21 +67,17 @@ def with_cached_features(run_setup: RunSetup, weights: Path | None = None) -> Ru
 
     Raises UsageError when there is not enough disk space, TesseraError when more than train.max_unreadable_images cannot be read.
     """
-    images = _images(run_setup)
+    store, used_images = run_setup.store, run_setup.used_images()
+    merged_at = (store.folder / "images.parquet").stat().st_mtime_ns
+    images = {row.image_id: _image_file(row, merged_at) for row in store.images() if row.image_id in used_images}
     extractor = _FeatureExtractor(run_setup, {image.digest: image for image in images.values()}, weights)
     with explain_out_of_memory("computing features"), main_process_only(run_setup.partial_state.is_main_process):
         extractor.build()
     extractor.report_unreadable(UnreadableLimit(run_setup.config.train.max_unreadable_images, len(images)))
     cached_features = CachedFeatures(extractor.cache, {image_id: image.digest for image_id, image in images.items()})
     del extractor
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    validation = run_setup.validation
-    if validation is not None:
-        validation = TrainingData(
-            validation.store, validation.lengths, validation.processor, validation.seed, features=cached_features, replace_unreadable=False
-        )
+    clear_device_cache(garbage_collection=True)
+    validation = run_setup.validation and dataclasses.replace(run_setup.validation, features=cached_features)
     return dataclasses.replace(run_setup, features=cached_features, validation=validation)
 
 
@@ -97,10 +93,8 @@ class _FeatureExtractor:
         whole = load_whole(tower_folder) if tower_folder else None
         self.encoder = load_encoder(model, dtype=dtype, device=run_setup.device, whole=whole)
         pixels = run_setup.processor.image_processor.to_dict()
-        cache_key_parts = json.dumps(
-            [CACHE_VERSION, self.encoder.digest(), pixels, PRECISION_KEYS[run_setup.precision]], sort_keys=True, default=str
-        )
-        key = hashlib.sha256(cache_key_parts.encode()).hexdigest()[:16]
+        parts = [CACHE_VERSION, self.encoder.digest(), pixels, PRECISION_KEYS[run_setup.precision]]
+        key = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
         self.cache = FeatureCache(run_setup.store.folder / "cache" / "features" / key, self.encoder.shape)
 
     def build(self) -> None:
@@ -213,15 +207,7 @@ def _open_and_hash(image: ImageFile) -> tuple[Image.Image, str]:
         raise ImageError(error.reason, f"{image.path}: {error}") from error
 
 
-def _images(run_setup: RunSetup) -> dict[int, ImageFile]:
-    """The images of all training and validation samples, by image_id."""
-    store = run_setup.store
-    needed = run_setup.used_images()
-    merged_at = (store.folder / "images.parquet").stat().st_mtime_ns
-    return {row.image_id: _image(row, merged_at) for row in store.images() if row.image_id in needed}
-
-
-def _image(row: ImageRow, merged_at: int) -> ImageFile:
+def _image_file(row: ImageRow, merged_at: int) -> ImageFile:
     """The file of an image; it is hashed again when it was modified after preprocessing."""
     digest, max_pixels = row.sha256, max(MAX_PIXELS, row.width * row.height)
     # A file that is gone keeps the digest of the merge: its features may be there already.

@@ -8,7 +8,7 @@ Shapes: N images, P patches, D hidden size of the vision encoder.
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -65,24 +65,19 @@ class FeatureCache:
                 if is_unlocked:
                     path.unlink(missing_ok=True)
 
-    @contextmanager
-    def lock_shard(self, shard: Sequence[str], wait: bool) -> Iterator[bool]:
+    def lock_shard(self, shard: Sequence[str], wait: bool) -> AbstractContextManager[bool]:
         """Lock a shard against other processes. Yields False when another process holds the lock and `wait` is off."""
-        with self._locked(_name(shard), wait) as acquired:
-            yield acquired
+        return self._locked(_name(shard), wait)
 
     @contextmanager
     def _locked(self, name: str, wait: bool) -> Iterator[bool]:
         locks = self.folder / "locks"
         locks.mkdir(parents=True, exist_ok=True)
         lock = FileLock(locks / name)
-        try:
+        with suppress(Timeout):
             lock.acquire(blocking=wait)
-        except Timeout:
-            yield False
-            return
         try:
-            yield True
+            yield lock.is_locked
         finally:
             lock.release()
 

@@ -1,6 +1,5 @@
 """The command that continues an interrupted run, in the form in which it was started."""
 
-import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,23 +12,14 @@ ENVIRONMENT = ("ACCELERATE_USE_CPU",)
 
 
 def resume_command(arguments: Sequence[str], launch: Sequence[str]) -> str:
-    """The command line of train.py with --resume auto.
-
-    Args:
-        arguments: Its other arguments.
-        launch: What `launch_command` returned.
-    """
+    """The command line of train.py with --resume auto. arguments: the others; launch: what `launch_command` returned."""
     return f"{' '.join(launch)} {shlex.join([*arguments, '--resume', 'auto'])}"
 
 
 def launch_command(script: str, process: psutil.Process) -> list[str]:
     """The words before the script's arguments: those of the launcher that started it, else python and the script.
 
-    To be called at the start, while the launcher lives.
-
-    Args:
-        script: The script as it was named, sys.argv[0].
-        process: The parent process.
+    To be called at the start, while the launcher lives. script: as it was named, sys.argv[0]; process: the parent process.
     """
     try:
         words, variables = process.cmdline(), process.environ()
@@ -43,7 +33,3 @@ def launch_command(script: str, process: psutil.Process) -> list[str]:
         program = ["python", *program[1:]] if program[1].startswith("-") else [Path(program[1]).name, *program[2:]]
     prefix = [f"{name}={shlex.quote(variables[name])}" for name in ENVIRONMENT if name in variables]
     return [*prefix, *map(shlex.quote, [*program, script])]
-
-
-def parent_process() -> psutil.Process:
-    return psutil.Process(os.getppid())

@@ -22,21 +22,16 @@ COPY_SECONDS = 3.0
 within this time is taken for such a copy."""
 
 
-def launched() -> bool:
-    """Whether torch's elastic launcher (accelerate launch, torchrun) started this process; it passes its signals on."""
-    return "TORCHELASTIC_RUN_ID" in os.environ
-
-
 class StopSignals:
     """Context in which SIGINT and SIGTERM request a stop; the handlers of before are restored at its end.
 
-    Args:
-        copy_seconds: Time within which the same signal is taken for a copy of the first one.
-        clock: Returns seconds; tests replace it.
+    copy_seconds: time within which the same signal is taken for a copy of the first one; clock: returns seconds, tests replace it.
     """
 
     def __init__(self, copy_seconds: float | None = None, clock: Callable[[], float] = time.monotonic):
-        self._copy_seconds = (COPY_SECONDS if launched() else 0.0) if copy_seconds is None else copy_seconds
+        # Torch's elastic launcher (accelerate launch, torchrun) passes its signals on.
+        launched = "TORCHELASTIC_RUN_ID" in os.environ
+        self._copy_seconds = (COPY_SECONDS if launched else 0.0) if copy_seconds is None else copy_seconds
         self._clock, self._pid = clock, os.getpid()
         self._first: float | None = None
         self._finish_step = False
@@ -74,7 +69,8 @@ class StopSignals:
         now = self._clock()
         if self._first is not None:
             if number != self.requested or now - self._first > self._copy_seconds:
-                self._end_at_once(number)
+                signal.signal(number, signal.SIG_DFL)
+                signal.raise_signal(number)
             return
         self._first, self.requested = now, number
         if not self._copy_seconds:
@@ -86,10 +82,6 @@ class StopSignals:
         if os.environ.get("RANK", "0") == "0":
             # Not `print`: the signal may have come in the middle of one.
             os.write(2, f"{signal.Signals(number).name}: finishing this step, then a checkpoint; a second signal ends at once\n".encode())
-
-    def _end_at_once(self, number: int) -> None:
-        signal.signal(number, signal.SIG_DFL)
-        signal.raise_signal(number)
 
 
 def ignore_stop_signals(_worker: int = 0) -> None:

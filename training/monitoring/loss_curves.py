@@ -13,13 +13,11 @@ FIRST_SHARE = 0.1
 
 
 def _top(history: History) -> float | None:
-    """The upper end of the loss axis: a little above all losses but the first; None before there are others."""
+    """The upper end of the loss axis, a little above all losses but the first; None where that is above the first, too."""
     steps, losses = history.series("loss")
-    if not steps:
-        return None
-    start = steps[0] + FIRST_SHARE * (steps[-1] - steps[0])
+    start = steps[0] + FIRST_SHARE * (steps[-1] - steps[0]) if steps else 0
     shown = [loss for step, loss in zip(steps, losses, strict=True) if step >= start] + history.series("eval_loss")[1]
-    return 1.1 * max(shown) if max(losses) > 1.1 * max(shown) else None
+    return 1.1 * max(shown) if losses and max(losses) > 1.1 * max(shown) else None
 
 
 def plot_loss_curves(history: History, path: Path) -> None:
@@ -46,11 +44,9 @@ def plot_loss_curves(history: History, path: Path) -> None:
     for stage, start in starts.items():
         losses.axvline(start, color="0.75", linestyle=":", linewidth=1)
         losses.annotate(f" {stage}", (start, 1), xycoords=("data", "axes fraction"), va="top", color="0.4")
-    highest = max(history.series("loss")[1], default=0.0)
     if (top := _top(history)) is not None:
-        losses.annotate(
-            f"first steps: up to {highest:.1f}", (0.5, 0.97), xycoords="axes fraction", va="top", ha="center", color="0.4", fontsize=9
-        )
+        note = f"first steps: up to {max(history.series('loss')[1]):.1f}"
+        losses.annotate(note, (0.5, 0.97), xycoords="axes fraction", va="top", ha="center", color="0.4", fontsize=9)
         losses.set_ylim(0, top)
     with atomic_write(path) as temp_path:
         figure.savefig(temp_path, dpi=120)

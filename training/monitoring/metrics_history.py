@@ -1,5 +1,6 @@
-"""Metrics of a run over all stages: one row per log step or evaluation."""
+"""Metrics of a run over all stages: one row per log step or evaluation. Early stopping on the validation loss."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,9 +15,6 @@ class History:
 
     rows: list[Row] = field(default_factory=list)
 
-    def add(self, row: Row) -> None:
-        self.rows.append(row)
-
     def series(self, key: str) -> tuple[list[int], list[float]]:
         """Steps and values of the rows that have `key`."""
         rows = [row for row in self.rows if key in row]
@@ -25,3 +23,13 @@ class History:
     def validation(self, stage: str) -> list[tuple[int, float]]:
         """(step, validation loss) of every evaluation of a stage."""
         return [(int(row["step"]), float(row["eval_loss"])) for row in self.rows if row["stage"] == stage and "eval_loss" in row]
+
+
+def best_evaluation(validation: Sequence[tuple[int, float]]) -> tuple[int, float]:
+    """(step, loss) of the lowest validation loss, the earliest of equal ones. validation: (step, loss) pairs, not empty."""
+    return min(validation, key=lambda pair: pair[1])
+
+
+def should_stop_early(validation: Sequence[tuple[int, float]], patience: int) -> bool:
+    """True when none of the last `patience` evaluations improved on the best one before them."""
+    return len(validation) > patience and best_evaluation(validation) in validation[:-patience]

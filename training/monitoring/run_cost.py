@@ -5,13 +5,12 @@ The FLOPs are those of `model.step_flops.StepFlops`. Validation, checkpoints and
 
 import dataclasses
 
-import numpy as np
 import torch
 from torch import nn
 
 from dataset.loading.encoded_sample import IGNORE_INDEX
-from training.data_loading import TrainingData
-from training.monitoring.throughput import peak_tflops
+from training.data_loading import TrainingData, evenly_spaced
+from training.monitoring.throughput import peak_tflops_of
 from training.run_setup import RunSetup, training_sampler
 
 ASSUMED_MFU = 0.3
@@ -57,8 +56,7 @@ def _counts_per_epoch(run_setup: RunSetup) -> tuple[float, float, float]:
     """Tokens, supervised tokens and images of an epoch. Tokens are counted; the others are those of some samples, scaled up."""
     lengths, seed = run_setup.lengths, run_setup.config.train.seed
     data = TrainingData(run_setup.store, lengths, run_setup.processor, seed)
-    indices = np.unique(np.linspace(0, len(lengths) - 1, min(MEASURED_SAMPLES, len(lengths))).astype(int)).tolist()
-    encoded = [data.encode(index, 0)[1] for index in indices]
+    encoded = [data.encode(index, 0)[1] for index in evenly_spaced(len(lengths), MEASURED_SAMPLES).tolist()]
     scale = len(lengths) / len(encoded)
     supervised = sum(label != IGNORE_INDEX for sample in encoded for label in sample.labels)
     return float(lengths.sampled_lengths(seed, 0).sum()), supervised * scale, sum(map(run_setup.processor.pixel_rows, encoded)) * scale
@@ -68,7 +66,7 @@ def _time(run_setup: RunSetup, flops: float) -> str:
     """The time that the FLOPs take on this run's devices, with its assumption; or why it is not known."""
     device = run_setup.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    peak = peak_tflops(name) if device.type == "cuda" and run_setup.precision != "fp32" else None
+    peak = peak_tflops_of(device, run_setup.precision)
     if peak is None:
         return f"how long that takes on {name} in {run_setup.precision} is not known before the first steps"
     count = run_setup.partial_state.num_processes

@@ -10,7 +10,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from atomic_io import naming_full_disk
 from training.monitoring.metrics_history import Row
-from training.monitoring.prediction_panels import Panel, render_panel
+from training.monitoring.sample_predictions import Panel, render_panel
 
 TAGS = {"loss": "loss/training", "eval_loss": "loss/validation", "grad_norm": "training/grad_norm", "loss_scale": "training/loss_scale"}
 """TensorBoard tag of each metric. Metrics that are not listed go under speed/; learning rates keep their learning_rate/ prefix."""
@@ -19,12 +19,7 @@ TAGS = {"loss": "loss/training", "eval_loss": "loss/validation", "grad_norm": "t
 class TensorBoardLogger:
     """Writes event files; for rank 0 only. A `Tracker` (see training.monitoring.trackers).
 
-    Args:
-        folder: Folder of the event files.
-        step: Optimizer steps before this run; later events of an earlier run are purged.
-
-    Raises:
-        TesseraError: the disk is full.
+    step: optimizer steps before this run; later events of an earlier run are purged. Raises TesseraError when the disk is full.
     """
 
     name = "tensorboard"

@@ -15,6 +15,7 @@ import psutil
 import torch
 
 from dataset.loading.encoded_sample import IGNORE_INDEX
+from model.kernels.autocast import Precision
 from model.step_flops import StepFlops
 
 PEAK_TFLOPS = (
@@ -59,6 +60,11 @@ def peak_tflops(device_name: str) -> float | None:
     return next((peak for part, peak in PEAK_TFLOPS if f" {part} " in words), None)
 
 
+def peak_tflops_of(device: torch.device, precision: Precision) -> float | None:
+    """Peak TFLOP/s at which a run computes; None when it is unknown, in fp32 and on a CPU."""
+    return peak_tflops(torch.cuda.get_device_name(device)) if device.type == "cuda" and precision != "fp32" else None
+
+
 def peak_memory(device: torch.device) -> int:
     """Peak memory in bytes so far: allocated on a CUDA device, else resident in this process."""
     if device.type == "cuda":
@@ -99,14 +105,11 @@ class ThroughputMeter:
         self._cost, self._device, self._peak, self._clock = cost, device, peak, clock
         self.start()
 
-    def start(self) -> None:
+    def start(self, now: float | None = None) -> None:
         """Reset all counts and start the clock."""
-        self._reset(self._clock())
-
-    def _reset(self, now: float) -> None:
         self._tokens = self._supervised_tokens = self._images = self._samples = 0
         self._data_wait_seconds = 0.0
-        self._started = now
+        self._started = self._clock() if now is None else now
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -142,7 +145,7 @@ class ThroughputMeter:
         gathered = gather(torch.tensor(counts, dtype=torch.float64))
         tokens, supervised, images, samples, data_wait_seconds, _ = gathered.mean(dim=0).tolist()
         tflops = self._cost.flops(tokens, supervised, images) / seconds / 1e12 if self._peak else None
-        self._reset(now)
+        self.start(now)
         return Rates(
             supervised_tokens_per_second=supervised * len(gathered) / seconds,
             samples_per_second=samples * len(gathered) / seconds,

@@ -12,19 +12,20 @@ import importlib
 import os
 import re
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
 from PIL import Image
-from transformers import TrainerControl, TrainerState, TrainingArguments
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
 
 from errors import Interrupted, UsageError
 from training.config import TrackerName
 from training.monitoring.metrics_history import Row
-from training.monitoring.prediction_panels import Panel, render_panel
+from training.monitoring.sample_predictions import Panel, render_panel
 
 PROJECT = "tessera"
 """Project or experiment of the runs, unless the tracker's environment variable names another one."""
@@ -68,6 +69,7 @@ class IntegrationTracker(abc.ABC):
     def __init__(self, run_name: str, folder: Path, settings: Mapping[str, Any], run_id: str | None):
         self._library: Any = importlib.import_module(self.name)
         self._callback = get_reporting_integration_callbacks([self.name])[0]()
+        self._project = os.environ.get(f"{self.name.upper()}_PROJECT", PROJECT)
         self._settings, self._resumed, self._described = dict(settings), run_id is not None, False
         self.run_id = self._start(run_name, folder, run_id)
 
@@ -75,9 +77,16 @@ class IntegrationTracker(abc.ABC):
     def _start(self, run_name: str, folder: Path, run_id: str | None) -> str:
         """Open the run; returns its id."""
 
-    @abc.abstractmethod
+    def _init(self, run_name: str, run_id: str | None, **folder: str) -> str:
+        """`_start` of Weights & Biases and of SwanLab, which has its functions."""
+        init = self._library.init
+        return str(init(project=self._project, name=run_name, id=run_id, resume="allow", config=self._settings, **folder).id)
+
     def log_panels(self, panels: Sequence[Panel], step: int) -> None:
         """Log sample predictions as a table with images."""
+        rows = [[self._library.Image(image), *texts] for image, *texts in _rows(panels)]
+        # Trainer's steps are the x axis; the library's own count goes on by itself.
+        self._library.log({TABLE: self._library.Table(columns=list(COLUMNS), data=rows), "train/global_step": step})
 
     @abc.abstractmethod
     def close(self, status: Status) -> None:
@@ -92,7 +101,9 @@ class IntegrationTracker(abc.ABC):
     def log_row(self, row: Row, args: TrainingArguments, state: TrainerState, control: TrainerControl) -> None:
         """Log the numbers of a row at its step of the run; Trainer's own counter begins anew in each stage."""
         numbers = {key: value for key, value in row.items() if key != "step" and isinstance(value, int | float)}
-        self._callback.on_log(args, _at_step(state, row["step"]), control, logs=numbers)
+        state = copy.copy(state)
+        state.global_step = row["step"]
+        self._callback.on_log(args, state, control, logs=numbers)
 
 
 class WandbTracker(IntegrationTracker):
@@ -101,20 +112,7 @@ class WandbTracker(IntegrationTracker):
     name = "wandb"
 
     def _start(self, run_name: str, folder: Path, run_id: str | None) -> str:
-        run = self._library.init(
-            project=os.environ.get("WANDB_PROJECT", PROJECT),
-            name=run_name,
-            id=run_id,
-            resume="allow",
-            dir=os.environ.get("WANDB_DIR", str(folder)),
-            config=self._settings,
-        )
-        return str(run.id)
-
-    def log_panels(self, panels: Sequence[Panel], step: int) -> None:
-        rows = [[self._library.Image(image), *texts] for image, *texts in _rows(panels)]
-        # Trainer's steps are the x axis; wandb's own count goes on by itself.
-        self._library.log({TABLE: self._library.Table(columns=list(COLUMNS), data=rows), "train/global_step": step})
+        return self._init(run_name, run_id, dir=os.environ.get("WANDB_DIR", str(folder)))
 
     def close(self, status: Status) -> None:
         self._library.finish(exit_code=0 if status == "finished" else 1)
@@ -127,15 +125,7 @@ class SwanLabTracker(IntegrationTracker):
     STATES: ClassVar[dict[Status, str]] = {"finished": "success", "interrupted": "aborted", "failed": "crashed"}
 
     def _start(self, run_name: str, folder: Path, run_id: str | None) -> str:
-        run = self._library.init(
-            project=os.environ.get("SWANLAB_PROJECT", PROJECT),
-            name=run_name,
-            id=run_id,
-            resume="allow",
-            log_dir=os.environ.get("SWANLAB_LOG_DIR", str(folder / "swanlab")),
-            config=self._settings,
-        )
-        return str(run.id)
+        return self._init(run_name, run_id, log_dir=os.environ.get("SWANLAB_LOG_DIR", str(folder / "swanlab")))
 
     def log_panels(self, panels: Sequence[Panel], step: int) -> None:
         # SwanLab has no tables: the texts become the caption.
@@ -171,12 +161,11 @@ class MlflowTracker(IntegrationTracker):
         super().begin_stage(args, state, control, model)
 
     def log_panels(self, panels: Sequence[Panel], step: int) -> None:
-        rows = _rows(panels)
-        for i, (image, *_) in enumerate(rows):
+        images, *texts = map(list, zip(*_rows(panels), strict=True))
+        for i, image in enumerate(images):
             self._library.log_image(image, key=f"{TABLE.replace('/', '_')}_{i}", step=step)
-        texts = dict(zip(COLUMNS[1:], zip(*[texts for _, *texts in rows], strict=True), strict=True))
         # Rows of later evaluations are appended to the table.
-        table = {"step": [step] * len(rows), **{column: list(values) for column, values in texts.items()}}
+        table = {"step": [step] * len(images), **dict(zip(COLUMNS[1:], texts, strict=True))}
         self._library.log_table(table, artifact_file=f"{TABLE}.json")
 
     def close(self, status: Status) -> None:
@@ -185,9 +174,9 @@ class MlflowTracker(IntegrationTracker):
 
 
 class TrackioTracker(IntegrationTracker):
-    """Trackio: local, or in a Hugging Face space with TRACKIO_SPACE_ID and HF_TOKEN. Its integration opens the run at the first stage.
+    """Trackio: local, or in a Hugging Face space with TRACKIO_SPACE_ID and HF_TOKEN; TRACKIO_PROJECT names another project.
 
-    A run is found again by its name, so a new one has the time in its name.
+    Its integration opens the run at the first stage. A run is found again by its name, so a new one has the time in its name.
     """
 
     name = "trackio"
@@ -198,14 +187,10 @@ class TrackioTracker(IntegrationTracker):
     def begin_stage(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any) -> None:
         opened = self._described
         args = copy.copy(args)
-        args.project, args.run_name = os.environ.get("TRACKIO_PROJECT", PROJECT), self.run_id
+        args.project, args.run_name = self._project, self.run_id
         super().begin_stage(args, state, control, model)
         if not opened:
             self._library.config.update(self._settings)
-
-    def log_panels(self, panels: Sequence[Panel], step: int) -> None:
-        rows = [[self._library.Image(image), *texts] for image, *texts in _rows(panels)]
-        self._library.log({TABLE: self._library.Table(columns=list(COLUMNS), data=rows), "train/global_step": step})
 
     def close(self, status: Status) -> None:  # noqa: ARG002
         if self._described:
@@ -243,6 +228,41 @@ def closing(trackers: Sequence[Tracker]) -> Iterator[None]:
                 print(f"train.report_to: {tracker.name} was not closed: {error}", flush=True)
 
 
+class ReportCallback(TrainerCallback):
+    """For rank 0 only. An error of a tracker during the run is printed once for each tracker and does not end the run.
+
+    generate_panels: from the model to its sample predictions, called once at each evaluation; None makes none.
+    """
+
+    def __init__(self, trackers: Sequence[Tracker], generate_panels: Callable[[nn.Module], list[Panel]] | None):
+        self._trackers, self._generate_panels = trackers, generate_panels
+        self._step = 0
+        self._failed: set[str] = set()
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_kwargs: Any
+    ) -> None:
+        self._report(lambda tracker: tracker.begin_stage(args, state, control, model))
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Row, **_kwargs: Any) -> None:
+        self._step = int(logs["step"])
+        self._report(lambda tracker: tracker.log_row(logs, args, state, control))
+
+    def on_evaluate(self, *_args: Any, model: nn.Module, **_kwargs: Any) -> None:
+        panels = self._generate_panels(model) if self._generate_panels and self._trackers else []
+        if panels:
+            self._report(lambda tracker: tracker.log_panels(panels, self._step))
+
+    def _report(self, action: Callable[[Tracker], None]) -> None:
+        for tracker in self._trackers:
+            try:
+                action(tracker)
+            except Exception as error:  # noqa: BLE001 (of any library: a tracker that is away must not end a run of days)
+                if tracker.name not in self._failed:
+                    self._failed.add(tracker.name)
+                    print(f"train.report_to: {tracker.name} failed at step {self._step:,}, the run goes on: {error}", flush=True)
+
+
 @contextlib.contextmanager
 def _keeping_signal_handlers() -> Iterator[None]:
     """Put back the handlers of SIGINT and SIGTERM, which SwanLab replaces."""
@@ -251,12 +271,6 @@ def _keeping_signal_handlers() -> Iterator[None]:
     for number, handler in before.items():
         if signal.getsignal(number) is not handler:
             signal.signal(number, handler)
-
-
-def _at_step(state: TrainerState, step: int) -> TrainerState:
-    state = copy.copy(state)
-    state.global_step = step
-    return state
 
 
 def _rows(panels: Sequence[Panel]) -> list[tuple[Image.Image, str, str, str]]:

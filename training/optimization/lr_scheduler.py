@@ -1,6 +1,7 @@
 """Learning-rate schedules: linear warm-up, then decay to zero, as a cosine or linearly."""
 
 import math
+from typing import Literal
 
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -10,25 +11,15 @@ def num_warmup_steps(warmup_steps: float, steps: int) -> int:
     return math.ceil(warmup_steps * steps) if warmup_steps < 1 else int(warmup_steps)
 
 
-def cosine_with_warmup(step: int, warmup_steps: int, steps: int) -> float:
-    """Factor on the peak learning rate at step 0, 1, ...; it reaches zero at `steps`, after the last one.
+def rate_factor(step: int, kind: Literal["cosine", "linear"], warmup_steps: int, steps: int) -> float:
+    """Factor on the peak learning rate at step 0, 1, ...; it reaches zero at `steps`, after the last one. kind: train.lr_scheduler_type.
 
-    Unlike transformers' own schedule, warm-up starts above zero, so the first step is not wasted.
+    Unlike transformers' own schedules, warm-up starts above zero, so the first step is not wasted.
     """
     if step < warmup_steps:
         return (step + 1) / (warmup_steps + 1)
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(steps - warmup_steps, 1)))
-
-
-def linear_with_warmup(step: int, warmup_steps: int, steps: int) -> float:
-    """As `cosine_with_warmup`, with a straight line after the warm-up."""
-    if step < warmup_steps:
-        return (step + 1) / (warmup_steps + 1)
-    return 1 - (step - warmup_steps) / max(steps - warmup_steps, 1)
-
-
-SCHEDULES = {"cosine": cosine_with_warmup, "linear": linear_with_warmup}
-"""By train.lr_scheduler_type."""
+    gone, length = step - warmup_steps, max(steps - warmup_steps, 1)
+    return 1 - gone / length if kind == "linear" else 0.5 * (1 + math.cos(math.pi * gone / length))
 
 
 def move_to_schedule(scheduler: LambdaLR) -> tuple[dict[str, float], dict[str, float]]:

@@ -17,8 +17,7 @@ from model.checkpoint_manifest import write_manifest
 from tests.model.test_checkpoint_manifest import flip_byte
 from tests.training.test_run import run, weights
 from training.checkpointing import whole_checkpoint
-from training.checkpointing.checkpoint_folders import TRAINER_FOLDER
-from training.checkpointing.resume import read_run_state
+from training.checkpointing.resume import TRAINER_FOLDER, read_run_state
 from training.checkpointing.trainer_state import check_trainer_state
 from training.checkpointing.whole_checkpoint import find_whole_checkpoint
 

@@ -10,8 +10,7 @@ import pytest
 
 from errors import UsageError
 from tests.training.test_run import losses, run, state
-from training.checkpointing.checkpoint_folders import TRAINER_FOLDER
-from training.checkpointing.resume import RunState
+from training.checkpointing.resume import TRAINER_FOLDER, RunState
 from training.checkpointing.starting_point import StartingPoint, starting_point
 from training.config import StageConfig
 

@@ -9,7 +9,7 @@ import pytest
 import config as configuration
 from errors import UsageError
 from tests.pipeline import ROOT
-from training.checkpointing.resume import RunState, check_same_settings, config_settings, settings
+from training.checkpointing.resume import RunState, check_same_settings, config_settings, data_settings, machine_settings
 
 TINY = ROOT / "configs" / "tiny.yaml"
 
@@ -60,10 +60,14 @@ def test_what_depends_on_machine_and_data_is_compared_once_it_is_known(tmp_path:
     samples = tmp_path / "samples.parquet"
     samples.write_bytes(b"one merge")
     config = configuration.load(TINY)
-    saved = dataclasses.replace(state(), settings=settings(config, samples, 1, False, "fp32"))
+
+    def settings(precision: str) -> dict[str, Any]:
+        return {**config_settings(config), **machine_settings(1, False, precision), **data_settings(samples)}
+
+    saved = dataclasses.replace(state(), settings=settings("fp32"))
     check_same_settings(Path("here"), saved, config_settings(config))
     with pytest.raises(UsageError, match=r'train\.precision was "fp32", is "bf16"; use'):
-        check_same_settings(Path("here"), saved, settings(config, samples, 1, False, "bf16"))
+        check_same_settings(Path("here"), saved, settings("bf16"))
     samples.write_bytes(b"another merge")
     with pytest.raises(UsageError, match=r"settings: data \(samples\.parquet\) was"):
-        check_same_settings(Path("here"), saved, settings(config, samples, 1, False, "fp32"))
+        check_same_settings(Path("here"), saved, settings("fp32"))

@@ -19,8 +19,7 @@ from model.siglip_qwen import checkpoint
 from model.siglip_qwen.adapters import base_model, configure_trainable
 from model.siglip_qwen.assembly import build
 from model.siglip_qwen.config import LoraConfig, SiglipQwenConfig
-from training.distributed.sharded_loading import prepare_for_weights
-from training.distributed.sharding import gather_full_state_dict
+from training.distributed.sharding import gather_full_state_dict, prepare_for_weights
 
 
 def main(parts: str, launch_file: str, output: str) -> None:

@@ -31,7 +31,7 @@ from model.siglip_qwen.assembly import build
 from model.siglip_qwen.config import LoraConfig, SiglipQwenConfig
 from model.siglip_qwen.family import FAMILY
 from model.siglip_qwen.processor import Processor
-from training.distributed.sharded_loading import prepare_for_weights
+from training.distributed.sharding import prepare_for_weights
 
 TOKENS, POSITIONS_PER_CHUNK = 64, 8
 SUPERVISED = [(6, 30), (0, 30), (30, 0), (1, 8)]

@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 import torch
 
+from dataset.loading.samplers import StepShape
 from errors import UsageError
 from training.config import StageConfig, TrainConfig
 from training.distributed.launch import check_world_size, unused_gpus
-from training.optimization.training_arguments import training_arguments
-from training.stages import Stage
+from training.run_setup import Stage
+from training.stage_trainer import training_arguments
 
 
 def test_another_world_size_than_launched_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -24,8 +25,10 @@ def test_another_world_size_than_launched_is_an_error(monkeypatch: pytest.Monkey
 def test_one_process_trains_on_one_of_several_gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     stage = Stage(StageConfig(name="tune", train=("connector",)), 0, 0, 2)
-    config: Any = SimpleNamespace(train=TrainConfig(), checkpoint_folder=tmp_path)
-    arguments = training_arguments(config, stage, micro_batches=1, precision="fp32", device=torch.device("cuda"), validate=False)
+    config = SimpleNamespace(train=TrainConfig(), checkpoint_folder=tmp_path)
+    batching = SimpleNamespace(step=StepShape(1, 1))
+    run: Any = SimpleNamespace(config=config, batching=batching, precision="fp32", device=torch.device("cuda"))
+    arguments = training_arguments(run, stage, validate=False)
     # With more than one the Trainer would use nn.DataParallel.
     assert arguments.n_gpu == 1
 

@@ -15,11 +15,11 @@ from errors import UsageError
 from tests.training.conftest import write_data
 from tests.training.test_run import losses, weights
 from tests.training.test_train_command import run_on_two_ranks
-from training.checkpointing.world_size_change import resumed_batching
+from training.checkpointing.world_size_change import resumed_batching, with_resumed_batching
 from training.config import TrainConfig
 from training.data_loading import Batching
 from training.run import TrainingRun
-from training.run_setup import Machine, with_resumed_batching
+from training.run_setup import Machine
 
 CPU = torch.device("cpu")
 

@@ -15,7 +15,7 @@ def history(losses: list[float]) -> History:
 def test_the_axis_ends_above_all_losses_but_the_first() -> None:
     rows = history([9.0, 4.0, *[1.0 - 0.01 * step for step in range(30)]])
     assert loss_curves._top(rows) == pytest.approx(1.1 * 0.98)
-    rows.add({"step": 300, "stage": "tune", "eval_loss": 1.5})
+    rows.rows.append({"step": 300, "stage": "tune", "eval_loss": 1.5})
     assert loss_curves._top(rows) == pytest.approx(1.65)
 
 

@@ -1,7 +1,6 @@
 import pytest
 
-from training.monitoring.metrics_history import History
-from training.optimization.early_stopping import best_evaluation, should_stop_early
+from training.monitoring.metrics_history import History, best_evaluation, should_stop_early
 
 
 @pytest.mark.parametrize(
@@ -25,8 +24,8 @@ def test_the_best_evaluation_is_the_earliest_of_equal_losses() -> None:
 
 def test_a_series_contains_the_rows_that_have_its_metric() -> None:
     history = History()
-    history.add({"step": 1, "stage": "a", "loss": 2.0})
-    history.add({"step": 1, "stage": "a", "eval_loss": 3.0})
-    history.add({"step": 2, "stage": "b", "eval_loss": 1.0})
+    history.rows.append({"step": 1, "stage": "a", "loss": 2.0})
+    history.rows.append({"step": 1, "stage": "a", "eval_loss": 3.0})
+    history.rows.append({"step": 2, "stage": "b", "eval_loss": 1.0})
     assert history.series("loss") == ([1], [2.0])
     assert history.validation("b") == [(2, 1.0)]

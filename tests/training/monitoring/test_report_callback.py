@@ -10,9 +10,8 @@ from transformers import TrainerControl, TrainerState
 from errors import Interrupted, UsageError
 from training.monitoring import trackers as module
 from training.monitoring.metrics_history import Row
-from training.monitoring.prediction_panels import Panel
-from training.monitoring.report_callback import ReportCallback
-from training.monitoring.trackers import closing, start_tracker
+from training.monitoring.sample_predictions import Panel
+from training.monitoring.trackers import ReportCallback, closing, start_tracker
 
 PANELS = [Panel([], "question", "reference", "answer")]
 

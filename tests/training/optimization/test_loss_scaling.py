@@ -13,8 +13,7 @@ from safetensors.torch import load_file
 import config as configuration
 from errors import TesseraError
 from model.siglip_qwen.family import SiglipQwenFamily
-from training.checkpointing.checkpoint_folders import TRAINER_FOLDER
-from training.checkpointing.resume import read_run_state
+from training.checkpointing.resume import TRAINER_FOLDER, read_run_state
 from training.optimization import loss_scaling
 from training.run import TrainingRun
 

@@ -1,4 +1,4 @@
-"""One training at a time in a checkpoint folder."""
+"""One process at a time in a folder, such as one training in a checkpoint folder."""
 
 import errno
 import os
@@ -12,13 +12,14 @@ import pytest
 
 import file_lock
 from errors import UsageError
+from file_lock import folder_lock
 from tests.pipeline import ROOT
-from training.interruption.run_lock import LOCK_FILE, run_lock
 
+LOCK_FILE = ".lock"
 HOLDER = """
 import pathlib, sys
-from training.interruption.run_lock import run_lock
-with run_lock(pathlib.Path(sys.argv[1])):
+from file_lock import folder_lock
+with folder_lock(pathlib.Path(sys.argv[1]), ".lock", "training"):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -38,11 +39,11 @@ def test_a_second_training_in_a_folder_is_refused_with_the_first_ones_process_an
     first = holder(tmp_path / "toy")
     with (
         pytest.raises(UsageError, match=rf"toy: process {first.pid} on {socket.gethostname()} is training here"),
-        run_lock(tmp_path / "toy"),
+        folder_lock(tmp_path / "toy", LOCK_FILE, "training"),
     ):
         pass
     first.communicate("")
-    with run_lock(tmp_path / "toy"):
+    with folder_lock(tmp_path / "toy", LOCK_FILE, "training"):
         assert (tmp_path / "toy" / LOCK_FILE).read_text() == f"process {os.getpid()} on {socket.gethostname()}"
 
 
@@ -51,7 +52,7 @@ def test_a_killed_run_leaves_no_lock(tmp_path: Path) -> None:
     first.send_signal(signal.SIGKILL)
     first.communicate()
     assert (tmp_path / LOCK_FILE).exists()
-    with run_lock(tmp_path):
+    with folder_lock(tmp_path, LOCK_FILE, "training"):
         pass
 
 
@@ -63,16 +64,16 @@ def test_a_child_process_does_not_hold_the_lock_of_a_killed_run(tmp_path: Path) 
     assert first.stdout is not None and first.stdout.readline() == b"held\n"
     first.send_signal(signal.SIGKILL)
     first.wait()
-    with run_lock(tmp_path):
+    with folder_lock(tmp_path, LOCK_FILE, "training"):
         pass
     first.communicate()
 
 
 def test_nothing_is_left_of_the_lock(tmp_path: Path) -> None:
-    with run_lock(tmp_path / "a" / "toy"):
+    with folder_lock(tmp_path / "a" / "toy", LOCK_FILE, "training"):
         pass
     assert not (tmp_path / "a" / "toy").exists()
-    with run_lock(tmp_path):
+    with folder_lock(tmp_path, LOCK_FILE, "training"):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
@@ -82,5 +83,5 @@ def test_a_file_system_without_locks_is_said(tmp_path: Path, monkeypatch: pytest
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(file_lock, "_lock", refuse)
-    with run_lock(tmp_path):
+    with folder_lock(tmp_path, LOCK_FILE, "training"):
         assert "this file system has no locks (No locks available): nothing keeps a second training out" in capsys.readouterr().out

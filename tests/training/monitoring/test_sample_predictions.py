@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from answering.rendering import chinese_font
-from training.monitoring.prediction_panels import COMPACT_IMAGE, COMPACT_TEXT, Panel, render_panel, render_table
+from training.monitoring.sample_predictions import COMPACT_IMAGE, COMPACT_TEXT, Panel, render_panel, render_table
 
 RED = Image.new("RGB", (300, 200), (200, 40, 30))
 
