@@ -156,7 +156,8 @@ def training(parsed: argparse.Namespace) -> None:
     config = recipe(parsed)
     # Not at the top: merges are measured in processes that import this module, and torch would add to their memory.
     from answering.answerer_factory import default_device
-    from benchmarks.training.train_step import Workload, measure
+    from benchmarks.timing import Workload
+    from benchmarks.training.train_step import measure
 
     workload = Workload(parsed.samples, parsed.rounds, parsed.stock_batch, parsed.against == "stock")
     show(parsed, measure(parsed.size, own_model(config), config.train, workload, default_device()), f"train_{parsed.size}")
@@ -166,7 +167,8 @@ def generation(parsed: argparse.Namespace) -> None:
     """Measure candidate generation; print and save the table."""
     config = recipe(parsed)
     from answering.answerer_factory import default_device
-    from benchmarks.generation_speed import Workload, measure
+    from benchmarks.generation_speed import measure
+    from benchmarks.timing import Workload
 
     workload = Workload(parsed.samples, parsed.rounds, parsed.stock_batch, parsed.against == "stock")
     show(parsed, measure(parsed.size, own_model(config), config.decoding, workload, default_device()), f"generate_{parsed.size}")

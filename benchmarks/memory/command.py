@@ -9,8 +9,6 @@ from typing import Any
 import config as configuration
 from benchmarks.recipes import FOLDER, SIZES, own_model, show
 from errors import UsageError
-from model.blip2.config import Blip2Config
-from model.qwen_vl.config import QwenVlConfig
 
 MEMORY_SIZES = {**SIZES, "qwen3-vl-4b": ("qwen3_vl_4b_qlora.yaml",), "blip2-opt-2.7b": ("blip2_vqav2_qlora.yaml",)}
 """The sizes whose memory is computed."""
@@ -40,18 +38,12 @@ def add_parts(parts: Any) -> None:
 def run_memory(parsed: argparse.Namespace) -> None:
     """Estimate or measure the memory of a step with the unchanged configuration of the size; print and save the table."""
     config = configuration.load(configuration.DEFAULT.parent / MEMORY_SIZES[parsed.size][0], parsed.settings)
-    if isinstance(config.model, QwenVlConfig | Blip2Config) and not parsed.run and parsed.simulated_gpu is None:
-        from benchmarks.memory import blip2_memory, qwen_vl_memory
-
-        estimate: Any = qwen_vl_memory if isinstance(config.model, QwenVlConfig) else blip2_memory
-        show(parsed, estimate.estimate_memory(config.model, config.train), f"memory_{parsed.size}")
-        return
     if parsed.simulated_gpu is not None:
         _run_on_simulated_gpu(parsed)
     elif not parsed.run:
         from benchmarks.memory.memory_estimate import estimate_memory
 
-        show(parsed, estimate_memory(parsed.size, own_model(config), config.train), f"memory_{parsed.size}")
+        show(parsed, estimate_memory(parsed.size, config.model, config.train), f"memory_{parsed.size}")
         return
     from benchmarks.gpu_targets import check_device
     from benchmarks.memory.memory_measurement import measure

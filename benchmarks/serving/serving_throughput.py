@@ -227,5 +227,5 @@ def _report(config: Path, variants: list[Block], seconds: dict[str, list[float]]
     facts = {
         "a block": f"{workload.questions} questions about different images; {workload.rounds} interleaved blocks per number of clients"
     }
-    measured = {"machine": machine.to_dict(), "effort": asdict(workload), "results": results}
+    measured = {"machine": asdict(machine), "effort": asdict(workload), "results": results}
     return BenchmarkReport(f"Answers over HTTP, {config.stem}", {**machine.facts(), **facts}, COLUMNS, rows, measured)

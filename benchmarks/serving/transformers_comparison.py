@@ -128,7 +128,7 @@ def _report(config: Path, blocks: dict[str, Block], seconds: dict[str, list[floa
         f"{workload.rounds} rounds of all blocks, one after the other",
         "transformers": transformers.__version__,
     }
-    measured = {"machine": machine.to_dict(), "effort": asdict(workload), "results": results}
+    measured = {"machine": asdict(machine), "effort": asdict(workload), "results": results}
     return BenchmarkReport(
         f"Answers over HTTP, {config.stem}, beside transformers serve", {**machine.facts(), **facts}, COLUMNS, rows, measured
     )

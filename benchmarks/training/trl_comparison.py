@@ -257,4 +257,4 @@ def _report(config: Config, samples: int, version: str, ours: Sequence[Measured]
         **machine.facts(),
     }
     title = "Training: samples a second of train.py and of TRL's SFTTrainer"
-    return BenchmarkReport(title, facts, COLUMNS, rows, {"machine": machine.to_dict(), "runs": measured, "faster": asdict(faster)})
+    return BenchmarkReport(title, facts, COLUMNS, rows, {"machine": asdict(machine), "runs": measured, "faster": asdict(faster)})
