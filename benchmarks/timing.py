@@ -13,6 +13,7 @@ from typing import Self, TypeVar
 import torch
 
 T = TypeVar("T")
+K = TypeVar("K")
 
 OURS = "ours"
 """Name of our path."""
@@ -111,9 +112,9 @@ class PathResult:
         return cls(path.name, path.batch, own, peak, None if path.name == OURS else Ratio.of(seconds[OURS], own))
 
 
-def time_interleaved(blocks: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+def time_interleaved(blocks: Mapping[K, Callable[[], float]], rounds: int) -> dict[K, list[float]]:
     """Run all blocks once per round; returns the seconds of each block per round. The starting block rotates."""
-    seconds: dict[str, list[float]] = {name: [] for name in blocks}
+    seconds: dict[K, list[float]] = {name: [] for name in blocks}
     names = list(blocks)
     for round_index in range(rounds):
         first = round_index % len(names)

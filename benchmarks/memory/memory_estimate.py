@@ -128,7 +128,7 @@ def _qwen_vl_step(model: QwenVlConfig, train: TrainConfig) -> Step:
     more."""
     shapes = {"num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151_936, "max_position_embeddings": 262_144}
     rope = {"rope_type": "default", "rope_theta": 5_000_000.0, "mrope_section": [24, 20, 20], "mrope_interleaved": True}
-    text = {**QWEN3["4b"], **shapes, "rope_parameters": rope}
+    text = {**QWEN3["4b"], **shapes, "rope_parameters": rope, "tie_word_embeddings": True}
     config = Qwen3VLConfig(text_config=text, vision_config=QWEN_VISION, tie_word_embeddings=True)
     adapted = _adapted(Qwen3VLForConditionalGeneration, config, qwen_vl.GROUP_PATHS, model, train)
     samples, image_tokens = train.per_device_train_batch_size, (model.max_pixels or 0) // PIXELS_PER_TOKEN
@@ -156,7 +156,7 @@ def _blip2_step(model: Blip2Config, train: TrainConfig) -> Step:
     return f"{samples} samples of at most {model.max_length:,} tokens", adapted, transient
 
 
-def _adapted(model_class: Any, config: Any, group_paths: GroupPaths, settings: FamilyConfig, train: TrainConfig) -> Any:
+def _adapted(model_class: Any, config: Any, group_paths: GroupPaths, settings: QwenVlConfig | Blip2Config, train: TrainConfig) -> Any:
     """A model of stock classes in bf16."""
     groups = train.stages[-1].train
     with torch.device("meta"):
