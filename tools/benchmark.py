@@ -111,9 +111,8 @@ def run_preprocess(parsed: argparse.Namespace) -> None:
         config = run_in_subprocess(write_synthetic_sources, Path(folder) / "raw", parsed.images, parsed.records, size)
         runs = measure_merges(config, Path(folder) / "merged")
     print(f"{parsed.records:,} records on {parsed.images:,} images of {parsed.size}")
-    first = runs["first"].seconds
     for name, run in runs.items():
-        faster = "" if run is runs["first"] else f", {first / run.seconds:.1f} times as fast as the first"
+        faster = "" if run is runs["first"] else f", {runs['first'].seconds / run.seconds:.1f} times as fast as the first"
         print(f"{name}: {run.seconds:.2f} s, {run.records / run.seconds:,.0f} records/s, at most {run.peak_bytes / 2**20:,.0f} MiB{faster}")
 
 

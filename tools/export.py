@@ -31,8 +31,8 @@ def main(arguments: argparse.Namespace) -> None:
         push_to_hub.check_repository(arguments.push, token)
     if arguments.checkpoint == "newest":
         raise UsageError("--checkpoint newest: `newest` is called `latest` now")
-    use_latest = arguments.checkpoint == "latest"
-    folder = latest_checkpoint(arguments.config.checkpoint_folder) if use_latest else Path(arguments.checkpoint)
+    latest = arguments.checkpoint == "latest"
+    folder = latest_checkpoint(arguments.config.checkpoint_folder) if latest else Path(arguments.checkpoint)
     # Imported here: --help and wrong arguments need no torch.
     import torch
 
@@ -45,15 +45,11 @@ def main(arguments: argparse.Namespace) -> None:
         print(f"note: {warning}")
     print(f"{folder} written to {arguments.out} ({arguments.format}, {arguments.dtype})", flush=True)
     if arguments.push:
-        upload(arguments.out, arguments.push, token)
-
-
-def upload(folder: Path, repository: str, token: str) -> None:
-    """Upload an export and print its URL. If the upload fails, the folder is kept."""
-    try:
-        print(f"uploaded: {push_to_hub.push(folder, repository, token)}")
-    except TesseraError as error:
-        raise TesseraError(f"{error}; the export is in {folder}: retry with `hf upload {repository} {folder}`") from error
+        try:
+            print(f"uploaded: {push_to_hub.push(arguments.out, arguments.push, token)}")
+        except TesseraError as error:
+            retry = f"hf upload {arguments.push} {arguments.out}"
+            raise TesseraError(f"{error}; the export is in {arguments.out}: retry with `{retry}`") from error
 
 
 if __name__ == "__main__":
