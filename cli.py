@@ -54,6 +54,19 @@ class _HelpAll(argparse.Action):
         sys.exit(0)
 
 
+class _AtLeast(argparse.Action):
+    """Stores a number that is not below `minimum`."""
+
+    def __init__(self, *args: Any, minimum: int, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.minimum = minimum
+
+    def __call__(self, _parser: argparse.ArgumentParser, namespace: argparse.Namespace, value: Any, _option: str | None = None) -> None:
+        if value < self.minimum:
+            raise UsageError(f"{self.option_strings[0]} {value}: expected at least {self.minimum}")
+        setattr(namespace, self.dest, value)
+
+
 class Parser(argparse.ArgumentParser):
     """Argument parser of a command.
 
@@ -66,6 +79,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, description: str, takes_config: bool = True, renamed: Mapping[str, str] | None = None, **kwargs: Any):
         super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
+        self._parts: argparse._SubParsersAction[Parser] | None = None
         self.renamed = dict(renamed or {})
         self.add_argument("--debug", action="store_true", help="show the traceback of an error")
         if takes_config:
@@ -76,9 +90,18 @@ class Parser(argparse.ArgumentParser):
             explained = "show this help and all keys of the configuration, and exit"
             self.add_argument("--help-all", action=_HelpAll, nargs=0, dest=argparse.SUPPRESS, default=argparse.SUPPRESS, help=explained)
 
-    def add_subcommands(self) -> "argparse._SubParsersAction[Parser]":
-        """Add subcommands; each is created by `add_parser(name, description=..., help=..., takes_config=...)` of the return value."""
-        return self.add_subparsers(dest="part", required=True, metavar="PART")
+    def add_part(self, name: str, description: str, run: Callable[[argparse.Namespace], None], takes_config: bool = False) -> "Parser":
+        """Add a subcommand, which `run` carries out: `command` of the parsed arguments."""
+        if self._parts is None:
+            self._parts = self.add_subparsers(dest="part", required=True, metavar="PART")
+        part = self._parts.add_parser(name, description=description, help=description, takes_config=takes_config)
+        part.set_defaults(command=run)
+        return part
+
+    def add_number(self, option: str, default: int | None, help: str, minimum: int = 1) -> None:
+        """Add an option that takes a whole number; one below `minimum` is a usage error. help: without the default."""
+        help = help if default is None else f"{help} (default: %(default)s)"
+        self.add_argument(option, type=int, default=default, metavar="N", action=_AtLeast, minimum=minimum, help=help)
 
     def options_with_values(self) -> dict[str, re.Pattern[str] | None]:
         """Options, those of subcommands included -> the pattern of an override behind them; None where one value follows."""

@@ -3,7 +3,7 @@
 import platform
 import subprocess
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -93,16 +93,17 @@ class Machine:
             "commit": f"{self.commit}, {self.date}",
         }
 
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON values."""
-        return asdict(self)
-
 
 def format_number(value: float | None, digits: int = 1, percent: bool = False) -> str:
     """Text of a table cell; None becomes a dash."""
     if value is None:
         return EMPTY_CELL
     return f"{value:.{digits}%}" if percent else f"{value:,.{digits}f}"
+
+
+def text_or_dash(value: object | None) -> str:
+    """Text of a table cell; None becomes a dash."""
+    return EMPTY_CELL if value is None else str(value)
 
 
 def _commit() -> str:

@@ -6,13 +6,14 @@ steps, and after the time that the fastest one takes for them (a checkpoint of t
 """
 
 import json
+import math
 import subprocess
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from safetensors import safe_open
@@ -25,6 +26,8 @@ from evaluation.schema.summary_file import SystemFigures, read_summary
 from model.checkpoint_manifest import latest_checkpoint
 from training.checkpointing.resume import TRAINER_FOLDER, checkpoint_folders, checkpoint_step, config_settings, read_run_state
 from training.config import Experiment
+
+T = TypeVar("T")
 
 ROOT = Path(__file__).parent.parent
 RUNS_FILE, TABLE_FILE = "runs.json", "families.md"
@@ -39,15 +42,15 @@ class Comparison:
 
     Args:
         name: of the comparison; its results stand in results/<name>.
-        configs: configuration files; those of the evaluation are the first one's.
+        configs: configurations and their files; those of the evaluation are the first one's.
         seeds: of the runs of each configuration.
         steps: optimizer steps of the last stage.
         questions: number of questions of the evaluation.
     """
 
     name: str
-    configs: tuple[Path, ...]
-    seeds: tuple[int, ...]
+    configs: Sequence[tuple[Path, Experiment]]
+    seeds: Sequence[int]
     steps: int
     questions: int
 
@@ -60,39 +63,40 @@ class Comparison:
         """Name of the run of a configuration with a seed."""
         return f"{self.name}_{config.stem}_seed{seed}"
 
+    def of_seeds(self, config: Path, values: Mapping[str, T]) -> list[T]:
+        """The values of the runs of a configuration, by their names, one for each seed."""
+        return [values[self.run_name(config, seed)] for seed in self.seeds]
 
-def compare_families(comparison: Comparison, configs: Mapping[Path, Experiment]) -> str:
+
+def compare_families(comparison: Comparison) -> str:
     """Train what has not been trained yet, evaluate, and write the table; returns it.
-
-    configs: the configurations, by their files.
 
     Raises:
         UsageError: the configurations cannot be compared.
         TesseraError: a run or the evaluation fails; its output says why.
     """
-    _check(comparison, configs)
+    _check(comparison)
     comparison.folder.mkdir(parents=True, exist_ok=True)
-    runs = _finished_runs(comparison, configs)
-    for path in comparison.configs:
+    runs = _finished_runs(comparison)
+    for path, config in comparison.configs:
         for seed in comparison.seeds:
             name = comparison.run_name(path, seed)
             if name not in runs:
-                runs[name] = _train(comparison, path, configs[path], seed)
+                runs[name] = _train(comparison, path, config, seed)
                 write_json(comparison.folder / RUNS_FILE, runs)
     equal_time = equal_time_checkpoints(runs)
     last = {name: Path(run["checkpoint"]) for name, run in runs.items()}
-    systems = _evaluate(comparison, configs, comparison.name, last, with_others=True)
-    early = _evaluate(comparison, configs, f"{comparison.name}_equal_time", equal_time, with_others=False)
-    table = _table(comparison, configs, runs, equal_time, systems, early)
+    systems = _evaluate(comparison, comparison.name, last, with_others=True)
+    early = _evaluate(comparison, f"{comparison.name}_equal_time", equal_time, with_others=False)
+    table = _table(comparison, runs, equal_time, systems, early)
     write_text(comparison.folder / TABLE_FILE, table)
     return table
 
 
-def _check(comparison: Comparison, configs: Mapping[Path, Experiment]) -> None:
-    if len({path.stem for path in configs}) < len(comparison.configs):
+def _check(comparison: Comparison) -> None:
+    if len({path.stem for path, _ in comparison.configs}) < len(comparison.configs):
         raise UsageError("the configurations need different file names, which are their names in the report")
-    folders = {path: config.data_folder for path, config in configs.items()}
-    (first, expected), *others = folders.items()
+    (first, expected), *others = ((path, config.data_folder) for path, config in comparison.configs)
     for path, folder in others:
         if folder != expected:
             raise UsageError(f"{path}: its data are in {folder}, those of {first} in {expected}; the same are expected (data.folder)")
@@ -100,11 +104,13 @@ def _check(comparison: Comparison, configs: Mapping[Path, Experiment]) -> None:
         raise UsageError(f"{expected / 'samples.parquet'} does not exist; run python tools/preprocess.py --config {first} first")
 
 
-def _finished_runs(comparison: Comparison, configs: Mapping[Path, Experiment]) -> dict[str, dict[str, Any]]:
+def _finished_runs(comparison: Comparison) -> dict[str, dict[str, Any]]:
     """Runs of an earlier call with the same settings, by name; a comparison that was stopped goes on after them."""
     path = comparison.folder / RUNS_FILE
     known: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    settings = {comparison.run_name(path, seed): config_settings(config) for path, config in configs.items() for seed in comparison.seeds}
+    settings = {
+        comparison.run_name(path, seed): config_settings(config) for path, config in comparison.configs for seed in comparison.seeds
+    }
     return {
         name: run
         for name, run in known.items()
@@ -133,7 +139,7 @@ def _train(comparison: Comparison, path: Path, config: Experiment, seed: int) ->
         "seconds": seconds,
         "training_seconds": _training_seconds(history, config.train.per_device_train_batch_size * config.train.gradient_accumulation_steps),
         # The first row has the start-up of the loaders in it.
-        "samples_per_second": sum(rates[1:] or rates) / len(rates[1:] or rates),
+        "samples_per_second": _mean(rates[1:] or rates),
         "peak_memory_gib": max(row["peak_memory_gib"] for row in rows if "peak_memory_gib" in row),
         "trained_parameters": saved_parameters(checkpoint.rglob("*.safetensors")),
     }
@@ -167,11 +173,7 @@ def saved_parameters(files: Iterable[Path], name_part: str = "") -> int:
     total = 0
     for path in files:
         with safe_open(path, framework="pt") as file:
-            for key in file.keys():  # noqa: SIM118 (no mapping)
-                count = int(name_part in key)
-                for size in file.get_slice(key).get_shape():
-                    count *= size
-                total += count
+            total += sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys() if name_part in key)  # noqa: SIM118 (no mapping)
     return total
 
 
@@ -182,26 +184,22 @@ def _run(script: str, *arguments: str) -> None:
         raise TesseraError(f"{script} {' '.join(arguments)}: ended with status {completed.returncode}")
 
 
-def _evaluate(
-    comparison: Comparison, configs: Mapping[Path, Experiment], name: str, checkpoints: Mapping[str, Path], *, with_others: bool
-) -> dict[str, SystemFigures]:
-    """Evaluate a checkpoint of each run, the seeds of a configuration as a group; returns the systems of the report's summary.
+def _evaluate(comparison: Comparison, name: str, checkpoints: Mapping[str, Path], *, with_others: bool) -> dict[str, SystemFigures]:
+    """Evaluate a checkpoint of each run, the seeds of a configuration as a group; returns the figures of each run, by its name.
 
     Args:
         comparison: what is compared.
-        configs: the configurations, by their files.
         name: of the evaluation; its report stands in results/<name>.
         checkpoints: by the names of the runs.
         with_others: also ask every other system that one of the configurations names, and the first one with shuffled images.
     """
-    raw: dict[str, Any] = configuration.read(comparison.configs[0])
+    first, config = comparison.configs[0]
+    raw: dict[str, Any] = configuration.read(first)
     systems: list[dict[str, Any]] = []
-    groups: dict[str, list[str]] = {}
-    for path in comparison.configs:
-        for seed in comparison.seeds:
-            checkpoint = str(checkpoints[comparison.run_name(path, seed)])
-            systems.append({"name": f"{path.stem}-seed{seed}", "kind": "checkpoint", "path": checkpoint})
-            groups.setdefault(path.stem, []).append(f"{path.stem}-seed{seed}")
+    groups = {path.stem: [f"{path.stem}-seed{seed}" for seed in comparison.seeds] for path, _ in comparison.configs}
+    for path, _ in comparison.configs:
+        for system, checkpoint in zip(groups[path.stem], comparison.of_seeds(path, checkpoints), strict=True):
+            systems.append({"name": system, "kind": "checkpoint", "path": str(checkpoint)})
         others = (configuration.read(path).get("eval") or {}).get("systems") or []
         known = {system["name"] for system in systems}
         systems += [system for system in others if with_others and system["kind"] != "checkpoint" and system["name"] not in known]
@@ -209,20 +207,22 @@ def _evaluate(
     evaluation = {**(raw.get("eval") or {}), "systems": systems, "limit": comparison.questions, "thresholds": {}, "controls": controls}
     if len(comparison.seeds) > 1:
         evaluation["groups"] = groups
-    data = {**(raw.get("data") or {}), "folder": str(configs[comparison.configs[0]].data_folder)}
+    data = {**(raw.get("data") or {}), "folder": str(config.data_folder)}
     # First answers are compared; rerankers would double the number of verdicts.
     whole = {**{key: value for key, value in raw.items() if key != "rerank"}, "name": name, "data": data, "eval": evaluation}
     folder = Path("results") / name
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "evaluation.yaml", yaml.safe_dump(whole, allow_unicode=True, sort_keys=False))
     _run("tools/eval_rerank.py", "--config", str(folder / "evaluation.yaml"))
-    return read_summary(folder / "summary.json").systems
+    figures = read_summary(folder / "summary.json").systems
+    return {
+        comparison.run_name(path, seed): figures[f"{path.stem}-seed{seed}"] for path, _ in comparison.configs for seed in comparison.seeds
+    }
 
 
 def _table(
     comparison: Comparison,
-    configs: Mapping[Path, Experiment],
-    runs: dict[str, dict[str, Any]],
+    runs: Mapping[str, dict[str, Any]],
     equal_time: Mapping[str, Path],
     last: Mapping[str, SystemFigures],
     early: Mapping[str, SystemFigures],
@@ -231,20 +231,19 @@ def _table(
     seeds = ", ".join(map(str, comparison.seeds))
     lines = [f"# {comparison.name}", "", f"{comparison.steps:,} steps of the last stage, seeds {seeds}.", ""]
     lines += [f"| {' | '.join(COLUMNS)} |", "|" + "---|" * len(COLUMNS)]
-    for path in comparison.configs:
-        members = [runs[comparison.run_name(path, seed)] for seed in comparison.seeds]
-        systems, early_systems = ([found[f"{path.stem}-seed{seed}"] for seed in comparison.seeds] for found in (last, early))
-        steps = ", ".join(dict.fromkeys(str(checkpoint_step(equal_time[comparison.run_name(path, seed)])) for seed in comparison.seeds))
-        tokens = [system.visual_tokens for system in systems]
+    for path, config in comparison.configs:
+        members, systems = comparison.of_seeds(path, runs), comparison.of_seeds(path, last)
+        steps = ", ".join(dict.fromkeys(str(checkpoint_step(folder)) for folder in comparison.of_seeds(path, equal_time)))
+        tokens = [system.visual_tokens for system in systems if system.visual_tokens is not None]
         cells = [
             path.stem,
-            configs[path].model.family,
+            config.model.family,
             _accuracies(systems),
-            f"{_accuracies(early_systems)} (step {steps})",
+            f"{_accuracies(comparison.of_seeds(path, early))} (step {steps})",
             f"{members[0]['trained_parameters'] / 1e6:.2f} M",
             format_number(_mean([run["samples_per_second"] for run in members]), 1),
             format_number(max(run["peak_memory_gib"] for run in members), 2),
-            "-" if tokens[0] is None else format_number(_mean([token for token in tokens if token is not None]), 1),
+            format_number(_mean(tokens) if tokens else None, 1),
             format_number(_mean([run["seconds"] for run in members]), 0),
         ]
         lines.append(f"| {' | '.join(cells)} |")

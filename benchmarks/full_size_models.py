@@ -40,23 +40,11 @@ SIGLIP_SO400M = {
 """SigLIP-so400m/14 at 384 pixels."""
 
 QWEN3: dict[str, dict[str, Any]] = {
-    "1.7b": {
-        "hidden_size": 2048,
-        "num_hidden_layers": 28,
-        "intermediate_size": 6144,
-        "num_attention_heads": 16,
-        "tie_word_embeddings": True,
-    },
-    "4b": {"hidden_size": 2560, "num_hidden_layers": 36, "intermediate_size": 9728, "num_attention_heads": 32, "tie_word_embeddings": True},
-    "8b": {
-        "hidden_size": 4096,
-        "num_hidden_layers": 36,
-        "intermediate_size": 12288,
-        "num_attention_heads": 32,
-        "tie_word_embeddings": False,
-    },
+    "1.7b": {"hidden_size": 2048, "num_hidden_layers": 28, "intermediate_size": 6144, "num_attention_heads": 16},
+    "4b": {"hidden_size": 2560, "num_hidden_layers": 36, "intermediate_size": 9728, "num_attention_heads": 32},
+    "8b": {"hidden_size": 4096, "num_hidden_layers": 36, "intermediate_size": 12288, "num_attention_heads": 32},
 }
-"""Configuration values of each Qwen3 size; `_QWEN3` has those that all sizes share."""
+"""Configuration values of each Qwen3 size; `_QWEN3` has those that all sizes share. The output layer of 8B alone has its own weights."""
 
 _QWEN3 = {
     "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151_936, "max_position_embeddings": 40_960,
@@ -72,7 +60,7 @@ def model_configs(size: Size) -> tuple[SiglipVisionConfig, PreTrainedConfig]:
     else:
         vision = SiglipVisionConfig(**SIGLIP_SO400M)
         special_tokens = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-        language = Qwen3Config(**_QWEN3, **QWEN3[size], **special_tokens)
+        language = Qwen3Config(**_QWEN3, **QWEN3[size], **special_tokens, tie_word_embeddings=size != "8b")
     vision.vision_use_head = False
     return vision, language
 

@@ -4,9 +4,10 @@ Weights, questions and images are the same on both sides, and blocks are interle
 code, and the time for it counts on both sides. Shapes: B batch, T tokens.
 """
 
+import itertools
 import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -19,19 +20,18 @@ from answering.decoding.beam_search import GeneratedSequence, PromptBatch
 from answering.decoding.candidates import merge
 from answering.protocol import Answer, Decoding, Request
 from answering.systems.family_answerer import FamilyAnswerer
-from benchmarks.benchmark_report import BenchmarkReport, Machine, format_number
+from benchmarks.benchmark_report import BenchmarkReport, Machine, format_number, text_or_dash
 from benchmarks.full_size_models import Size, build_ours, build_processor, build_stock, check_comparable
-from benchmarks.timing import Ratio, free_memory, largest_fitting_batch, time_interleaved, timed
+from benchmarks.timing import OURS, PathResult, TimedPath, Workload, largest_fitting_batch, time_interleaved
 from dataset.sample import IMAGE_PLACEHOLDER, Message
 from dataset.synthetic.question_phrasing import sample_questions
 from dataset.synthetic.scene import generate_scene
 from errors import TesseraError, UsageError
 from model.kernels.device_capability import default_dtype
 from model.siglip_qwen.config import SiglipQwenConfig
-from training.monitoring.throughput import peak_memory
 from training.out_of_memory import explain_out_of_memory
 
-OURS, STOCK_UNBATCHED, STOCK_BATCHED = "ours", "stock, one at a time", "stock, batched"
+STOCK_UNBATCHED, STOCK_BATCHED = "stock, one at a time", "stock, batched"
 STOCK_BATCH = 16
 """Batch size of the stock model, halved until it fits into memory."""
 IMAGE_SIZE = (640, 480)
@@ -44,81 +44,26 @@ COLUMNS = ("path", "batch", "questions/s", "peak GiB", "same candidates", "log-p
 
 
 @dataclass(frozen=True, slots=True)
-class Workload:
-    """Amount of work.
-
-    Args:
-        questions: questions per block.
-        rounds: blocks per path.
-        stock_batch: largest batch size of the stock model.
-        against_stock: also run the stock model.
-    """
-
-    questions: int
-    rounds: int
-    stock_batch: int = STOCK_BATCH
-    against_stock: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
+class Result(PathResult):
     """Measurements of one path.
 
     Args:
-        path: name of the path.
-        batch: batch size.
-        seconds: of each block; empty if the path ran out of memory.
         questions_per_second: at the median block.
-        peak_gib: peak memory; None if the device does not report it.
         same_candidates: number of questions with the candidates of ours, in the same order.
         max_log_prob_diff: largest difference of the log-probabilities of these candidates, in nats.
-        ours_is_faster_by: speed of ours divided by the speed of this path.
     """
 
-    path: str
-    batch: int
-    seconds: tuple[float, ...] = ()
     questions_per_second: float | None = None
-    peak_gib: float | None = None
     same_candidates: int | None = None
     max_log_prob_diff: float | None = None
-    ours_is_faster_by: Ratio | None = None
 
     def cells(self, questions: int) -> list[str]:
         """A row of the table."""
         speed = format_number(self.questions_per_second, 2) if self.seconds else "out of memory"
-        same_candidates = format_number(None) if self.same_candidates is None else f"{self.same_candidates} of {questions}"
-        max_log_prob_diff = format_number(None) if self.max_log_prob_diff is None else f"{self.max_log_prob_diff:.1e}"
-        ratio = str(self.ours_is_faster_by) if self.ours_is_faster_by else format_number(None)
-        return [self.path, str(self.batch), speed, format_number(self.peak_gib), same_candidates, max_log_prob_diff, ratio]
-
-
-class Variant:
-    """One path that answers all questions. `peaks` has the peak bytes of each block; it stays empty if the device does not report them.
-
-    Args:
-        name: name of the path.
-        batch: batch size.
-        answer_all: answers all questions; this call is timed.
-        answers: answers of an earlier call.
-        device: device of the model.
-    """
-
-    def __init__(self, name: str, batch: int, answer_all: Callable[[], object], answers: list[Answer], device: torch.device):
-        self.name, self.batch, self.answers = name, batch, answers
-        self._answer_all, self._device = answer_all, device
-        self.peaks: list[int] = []
-
-    def block(self) -> float:
-        """Answer all questions; returns the seconds."""
-        free_memory()
-        on_cuda = self._device.type == "cuda"
-        if on_cuda:
-            torch.cuda.reset_peak_memory_stats(self._device)
-        seconds = timed(self._answer_all, self._device)
-        if on_cuda:
-            self.peaks.append(peak_memory(self._device))
-        return seconds
+        same_candidates = None if self.same_candidates is None else f"{self.same_candidates} of {questions}"
+        max_log_prob_diff = None if self.max_log_prob_diff is None else f"{self.max_log_prob_diff:.1e}"
+        compared = map(text_or_dash, (same_candidates, max_log_prob_diff, self.ours_is_faster_by))
+        return [self.path, str(self.batch), speed, format_number(self.peak_gib), *compared]
 
 
 class StockModel:
@@ -134,9 +79,10 @@ class StockModel:
     def __init__(self, model: Any, answerer: FamilyAnswerer, requests: Sequence[Request], decoding: Decoding):
         self._model, self._answerer, self._requests, self._decoding = model, answerer, requests, decoding
 
-    def variant(self, name: str, batch: int) -> Variant:
-        """Path with this batch size. It generates the answers once, which also warms up the device."""
-        return Variant(name, batch, lambda: self.texts(batch), self.answers(batch), self._answerer.device)
+    def answered(self, name: str, batch: int) -> tuple[TimedPath, list[Answer]]:
+        """Path with this batch size, and its answers. Generating them also warms up the device."""
+        answers = self.answers(batch)
+        return TimedPath(name, batch, lambda: self.texts(batch), self._answerer.device), answers
 
     def texts(self, batch: int) -> list[str]:
         """The timed work: all generated texts, decoded."""
@@ -148,9 +94,9 @@ class StockModel:
         answers: list[Answer] = []
         for batch_requests in self._batches(batch):
             output = self._generate(batch_requests, scores=True)
-            sequences = parse_generated(output.sequences, output.sequences_scores, self._answerer.end_ids)
-            for index, request in enumerate(batch_requests):
-                own = sequences[index * self._decoding.num_candidates : (index + 1) * self._decoding.num_candidates]
+            sequences = iter(parse_generated(output.sequences, output.sequences_scores, self._answerer.end_ids))
+            for request in batch_requests:
+                own = itertools.islice(sequences, self._decoding.num_candidates)
                 answers.append(Answer(request.request_id, merge([self._answerer.read(sequence, request) for sequence in own])))
         return answers
 
@@ -191,19 +137,20 @@ def measure(size: Size, model: SiglipQwenConfig, decoding: Decoding, workload: W
         # As checkpoints are loaded for inference. The stock model requires features and connector to have the same dtype.
         ours.model.multi_modal_projector.to(dtype)
     stock_model = build_stock(ours) if workload.against_stock else None
-    answerer, requests = FamilyAnswerer(ours, processor), synthetic_questions(workload.questions)
-    variants = [
-        Variant(OURS, decoding.batch_size, lambda: answerer.answer(requests, decoding), answerer.answer(requests, decoding), device)
-    ]
-    oom_results: list[Result] = []
+    answerer, requests = FamilyAnswerer(ours, processor), synthetic_questions(workload.samples)
+    paths = [TimedPath(OURS, decoding.batch_size, lambda: answerer.answer(requests, decoding), device)]
+    answers = {OURS: answerer.answer(requests, decoding)}
+    out_of_memory: list[Result] = []
     if stock_model is not None:
         stock = StockModel(stock_model, answerer, requests, decoding)
-        for name, max_batch in ((STOCK_UNBATCHED, 1), (STOCK_BATCHED, min(workload.stock_batch, len(requests)))):
-            variant, oom_sizes = largest_fitting_batch(partial(stock.variant, name), max_batch)
-            oom_results += [Result(name, batch) for batch in oom_sizes]
-            variants += [variant] if variant is not None else []
-    seconds = time_interleaved({variant.name: variant.block for variant in variants}, workload.rounds)
-    results = [*(_result(variant, variants[0], seconds) for variant in variants), *oom_results]
+        for name, max_batch in ((STOCK_UNBATCHED, 1), (STOCK_BATCHED, min(workload.stock_batch or STOCK_BATCH, len(requests)))):
+            answered, oom_sizes = largest_fitting_batch(partial(stock.answered, name), max_batch)
+            out_of_memory += [Result(name, batch) for batch in oom_sizes]
+            if answered is not None:
+                paths.append(answered[0])
+                answers[name] = answered[1]
+    seconds = time_interleaved({path.name: path.block for path in paths}, workload.rounds)
+    results = [*(_result(path, seconds, answers) for path in paths), *out_of_memory]
     if dtype == torch.float32:
         _check_same(results, len(requests))
     lengths = f"{decoding.num_candidates} beams, {decoding.max_new_tokens} new tokens"
@@ -284,16 +231,18 @@ def parse_generated(sequences: torch.Tensor, means: torch.Tensor, end_ids: Seque
     return parsed
 
 
-def _result(variant: Variant, ours: Variant, seconds: dict[str, list[float]]) -> Result:
-    own = tuple(seconds[variant.name])
-    peak = max(variant.peaks) / 2**30 if variant.peaks else None
-    rate = len(variant.answers) / statistics.median(own)
-    if variant is ours:
-        return Result(variant.name, variant.batch, own, rate, peak)
-    pairs = list(zip(ours.answers, variant.answers, strict=True))
+def _result(path: TimedPath, seconds: Mapping[str, Sequence[float]], answers: Mapping[str, Sequence[Answer]]) -> Result:
+    result, own = Result.of(path, seconds), answers[path.name]
+    result = replace(result, questions_per_second=len(own) / statistics.median(result.seconds))
+    if path.name == OURS:
+        return result
+    pairs = list(zip(answers[OURS], own, strict=True))
     equal = [(a, b) for a, b in pairs if [x.text for x in a.candidates] == [x.text for x in b.candidates]]
-    max_log_prob_diff = max((_max_log_prob_diff(a, b) for a, b in equal), default=None)
-    return Result(variant.name, variant.batch, own, rate, peak, len(equal), max_log_prob_diff, Ratio.of(seconds[ours.name], own))
+    return replace(
+        result,
+        same_candidates=len(equal),
+        max_log_prob_diff=max((_max_log_prob_diff(a, b) for a, b in equal), default=None),
+    )
 
 
 def _max_log_prob_diff(ours: Answer, theirs: Answer) -> float:
@@ -314,12 +263,13 @@ def _check_same(results: Sequence[Result], questions: int) -> None:
 def _report(
     size: str, facts: dict[str, str], results: Sequence[Result], workload: Workload, machine: Machine, settings: dict[str, Any]
 ) -> BenchmarkReport:
+    effort = asdict(workload)
     measured = {
         "size": size,
-        "machine": machine.to_dict(),
-        "effort": asdict(workload),
+        "machine": asdict(machine),
+        "effort": {"questions": effort.pop("samples"), **effort},
         "results": [asdict(result) for result in results],
         "settings": settings,
     }
-    rows = [result.cells(workload.questions) for result in results]
+    rows = [result.cells(workload.samples) for result in results]
     return BenchmarkReport(f"Candidates, {size}", {**machine.facts(), **facts}, COLUMNS, rows, measured)

@@ -6,7 +6,6 @@ folder has their tables and logs, and `targets.md` and `targets.json` with a row
 
 import json
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,33 +53,23 @@ class Target:
 
     def row(self, table: dict[str, Any] | str) -> tuple[list[str], dict[str, Any]]:
         """Row of the target as text and as JSON. `table` is the measured table, or the reason why there is none."""
-        comparison = "at least" if self.at_least else "at most"
-        threshold = f"{comparison} {self.threshold:g}{self.unit}"
+        threshold = f"{'at least' if self.at_least else 'at most'} {self.threshold:g}{self.unit}"
+        row = {"what": self.what, "bar": threshold}
         try:
             if isinstance(table, str):
                 raise NotMeasuredError(table)
             value = self.value_of(table)
         except NotMeasuredError as reason:
-            unmeasured = {"what": self.what, "bar": threshold, "found": None, "met": None, "why": str(reason)}
-            return [self.what, threshold, EMPTY_CELL, f"not measured: {reason}"], unmeasured
+            cells = [EMPTY_CELL, f"not measured: {reason}"]
+            return [*row.values(), *cells], {**row, "found": None, "met": None, "why": str(reason)}
         met = value >= self.threshold if self.at_least else value <= self.threshold
-        measured = {"what": self.what, "bar": threshold, "found": value, "met": met}
-        return [
-            self.what,
-            threshold,
-            f"{format_number(value, 4 if self.threshold < 0.1 else 2)}{self.unit}",
-            "yes" if met else "NO",
-        ], measured
+        cells = [f"{format_number(value, 4 if self.threshold < 0.1 else 2)}{self.unit}", "yes" if met else "NO"]
+        return [*row.values(), *cells], {**row, "found": value, "met": met}
 
 
 def speedup_over(path: str) -> Callable[[dict[str, Any]], float]:
     """Reads the speed of ours divided by that of another path."""
-
-    def read(table: dict[str, Any]) -> float:
-        ratio: dict[str, float] = _number(_row(table, path), "ours_is_faster_by")
-        return ratio["median"]
-
-    return read
+    return lambda table: float(_number(_row(table, path), "ours_is_faster_by")["median"])
 
 
 def our_metric(key: str) -> Callable[[dict[str, Any]], float]:
@@ -138,11 +127,11 @@ MEASUREMENTS = (
     Measurement("train_1.7b", ("train", "--size", "1.7b", "--against", "stock", NO_DROPOUT, "train.packing_length=16384")),
     Measurement("train_4b", ("train", "--size", "4b", "--against", "stock", NO_DROPOUT)),
     Measurement("train_8b", ("train", "--size", "8b", "--against", "stock", NO_DROPOUT)),
-    Measurement("generate_1.7b", ("generate", "--size", "1.7b", "--against", "stock", "decoding.batch_size=48")),
-    Measurement("generate_4b", ("generate", "--size", "4b", "--against", "stock", "decoding.batch_size=48")),
-    Measurement("generate_8b", ("generate", "--size", "8b", "--against", "stock", "decoding.batch_size=48")),
-    Measurement("memory_4b_measured", ("memory", "--size", "4b", "--run", *QLORA)),
-    Measurement("memory_8b_measured", ("memory", "--size", "8b", "--run", *QLORA)),
+    *(
+        Measurement(f"generate_{size}", ("generate", "--size", size, "--against", "stock", "decoding.batch_size=48"))
+        for size in ("1.7b", "4b", "8b")
+    ),
+    *(Measurement(f"memory_{size}_measured", ("memory", "--size", size, "--run", *QLORA)) for size in ("4b", "8b")),
     Measurement("equality_tiny", ("equality", "--steps", "200")),
 )
 """Benchmarks to run. Settings that are not named here are those of the recipe of the size (see tools/benchmark.py)."""
@@ -154,14 +143,9 @@ TARGETS = (
     Target("LoRA step, Qwen3-4B, times stock with checkpointing", "train_4b", speedup_over("stock, checkpointing"), 4, True),
     Target("LoRA step, Qwen3-4B, useful share of the matrix product", "train_4b", our_metric("share_of_product"), 0.5, True),
     *(
-        target
+        Target(f"{what}, ours against stock, Qwen3-{size.upper()}", f"train_{size}", parity_metric(key), 0.02, False)
         for size in ("1.7b", "4b", "8b")
-        for target in (
-            Target(f"loss, ours against stock, Qwen3-{size.upper()}", f"train_{size}", parity_metric("loss_off"), 0.02, False),
-            Target(
-                f"trained gradients, ours against stock, Qwen3-{size.upper()}", f"train_{size}", parity_metric("gradients_off"), 0.02, False
-            ),
-        )
+        for what, key in (("loss", "loss_off"), ("trained gradients", "gradients_off"))
     ),
     Target("QLoRA, Qwen3-4B, rows of 1,024, 16 accumulated", "memory_4b_measured", total_gib, 10, False, " GiB"),
     Target("QLoRA, Qwen3-8B, rows of 1,024, 16 accumulated", "memory_8b_measured", total_gib, 14, False, " GiB"),
@@ -189,15 +173,9 @@ def prepare_data(commands: Sequence[Sequence[str]]) -> None:
 
 
 def run_all(command: Sequence[str], out: Path, measurements: Sequence[Measurement] = MEASUREMENTS) -> dict[str, dict[str, Any] | str]:
-    """Run all benchmarks; tables and logs are written to `out`.
+    """Run all benchmarks by the benchmark command; tables and logs are written to `out`.
 
-    Args:
-        command: the benchmark command.
-        out: output folder.
-        measurements: arguments of each run.
-
-    Returns:
-        By table name, the content of the table, or the reason why there is none.
+    Returns by table name the content of the table, or the reason why there is none.
     """
     out.mkdir(parents=True, exist_ok=True)
     tables: dict[str, dict[str, Any] | str] = {}
@@ -207,11 +185,9 @@ def run_all(command: Sequence[str], out: Path, measurements: Sequence[Measuremen
         table, log = out / f"{measurement.table}.json", out / f"{measurement.table}.log"
         table.unlink(missing_ok=True)
         status = _run_logged(full_command, log)
-        if table.exists():
-            # A run that fails after its table was written (as `equality` may) was still measured.
-            tables[measurement.table] = json.loads(table.read_text(encoding="utf-8"))
-        else:
-            tables[measurement.table] = f"status {status}, see {log.name}"
+        # A run that fails after its table was written (as `equality` may) was still measured.
+        measured = json.loads(table.read_text(encoding="utf-8")) if table.exists() else f"status {status}, see {log.name}"
+        tables[measurement.table] = measured
     return tables
 
 
@@ -223,8 +199,7 @@ def _run_logged(command: Sequence[str], log: Path) -> int:
     ):
         assert process.stdout is not None
         for line in process.stdout:
-            sys.stdout.write(line)
-            sys.stdout.flush()
+            print(line, end="", flush=True)
             file.write(line)
     return process.returncode
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,14 +26,7 @@ class Latency:
     p95: float
     slowest: float
 
-    @classmethod
-    def of(cls, seconds: Sequence[float]) -> "Latency":
-        """From the seconds of each query."""
-        median, p95, slowest = np.percentile(seconds, (50, 95, 100)) * 1000
-        return cls(float(median), float(p95), float(slowest))
-
-    def text(self) -> str:
-        """One line of text."""
+    def __str__(self) -> str:
         return f"median {self.median:.1f} ms, 95 % within {self.p95:.1f} ms, slowest {self.slowest:.1f} ms"
 
 
@@ -58,7 +51,7 @@ class SearchSpeed:
     recall: float
 
 
-def measure_search(uri: str, vectors: int, embedding_dim: int, num_queries: int, recall: float, seed: int = 0) -> SearchSpeed:
+def measure_search(uri: str, vectors: int, embedding_dim: int, num_queries: int, recall: float) -> SearchSpeed:
     """Fill an index and run exact and approximate queries on it.
 
     Args:
@@ -67,14 +60,13 @@ def measure_search(uri: str, vectors: int, embedding_dim: int, num_queries: int,
         embedding_dim: dimension of a vector.
         num_queries: number of queries of each kind.
         recall: least recall of approximate search.
-        seed: of the vectors.
 
     Raises:
         UsageError: there are fewer vectors than results of a query.
     """
     if vectors < RECALL_K:
         raise UsageError(f"--vectors {vectors}: expected at least {RECALL_K}")
-    sample_vectors = _vector_sampler(embedding_dim, seed)
+    sample_vectors = _vector_sampler(embedding_dim)
     table = open_table(uri, EmbeddingModel("made up", "0" * 16, embedding_dim), create=True)
     begin = time.perf_counter()
     _fill(table, sample_vectors, vectors)
@@ -88,8 +80,8 @@ def measure_search(uri: str, vectors: int, embedding_dim: int, num_queries: int,
     if not graph.ef:
         return SearchSpeed(write_seconds, build_seconds, exact, None, graph, 0.0)
     approximate, approximate_ids = _time_queries(table, queries, graph.ef)
-    measured_recall = np.mean([len(a & b) / RECALL_K for a, b in zip(exact_ids, approximate_ids, strict=True)])
-    return SearchSpeed(write_seconds, build_seconds, exact, approximate, graph, float(measured_recall))
+    measured_recall = float(np.mean([len(a & b) / RECALL_K for a, b in zip(exact_ids, approximate_ids, strict=True)]))
+    return SearchSpeed(write_seconds, build_seconds, exact, approximate, graph, measured_recall)
 
 
 def _fill(table: ImageTable, sample_vectors: Callable[[int], np.ndarray], count: int) -> None:
@@ -110,12 +102,12 @@ def _time_queries(table: ImageTable, queries: np.ndarray, ef: int | None) -> tup
         best = table.nearest(query, RECALL_K, ef)
         seconds.append(time.perf_counter() - begin)
         nearest_ids.append({row.id for row in best})
-    return Latency.of(seconds), nearest_ids
+    return Latency(*(np.percentile(seconds, (50, 95, 100)) * 1000).tolist()), nearest_ids
 
 
-def _vector_sampler(embedding_dim: int, seed: int) -> Callable[[int], np.ndarray]:
+def _vector_sampler(embedding_dim: int) -> Callable[[int], np.ndarray]:
     """Samples unit vectors [N, D] float32 with the geometry of CLIP embeddings: clusters in a narrow cone, mean cosine about 0.5."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     axis, cluster_centers = rng.normal(size=embedding_dim), rng.normal(size=(NUM_CLUSTERS, embedding_dim))
     axis *= np.sqrt(2 * embedding_dim) / np.linalg.norm(axis)
 

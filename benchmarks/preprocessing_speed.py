@@ -32,13 +32,7 @@ and take as long to decode as photographs of the same size."""
 
 @dataclass(frozen=True, slots=True)
 class MergeMeasurement:
-    """Measurement of a merge.
-
-    Args:
-        seconds: wall time.
-        records: records read.
-        peak_bytes: peak memory of the process and its workers together, an upper bound.
-    """
+    """Wall time of a merge, records read, and peak memory of the process and its workers together (an upper bound)."""
 
     seconds: float
     records: int
@@ -46,7 +40,7 @@ class MergeMeasurement:
 
 
 def write_synthetic_sources(folder: Path, num_images: int, records: int, size: tuple[int, int], seed: int = 0) -> DataConfig:
-    """Write JPEG files and annotation files: 20 % AI Challenger captions, 30 % LLaVA conversations of two turns, 50 % VQA v2 questions.
+    """Write JPEG and annotation files: 20 % AI Challenger captions, 30 % LLaVA conversations of two turns, 50 % VQA v2 questions.
 
     Args:
         folder: output folder.
@@ -71,11 +65,9 @@ def write_synthetic_sources(folder: Path, num_images: int, records: int, size: t
     _write(folder / "captions.json", [_captions(i % num_images, rng) for i in range(captions)])
     _write(folder / "conversations.json", [_conversation(i % num_images, rng) for i in range(conversations)])
     question_records = [{"question_id": i, "image_id": i % num_images, "question": f"What is number {i}?"} for i in range(questions)]
+    annotations = [_annotation(question, rng) for question in question_records]
     _write(folder / "questions.json", {"data_subtype": "train2014", "questions": question_records})
-    _write(
-        folder / "annotations.json",
-        {"data_subtype": "train2014", "annotations": [_annotation(question, rng) for question in question_records]},
-    )
+    _write(folder / "annotations.json", {"data_subtype": "train2014", "annotations": annotations})
     return DataConfig(
         sources=(
             AiChallengerSource(format="ai_challenger", annotations=folder / "captions.json", images=images),
@@ -87,53 +79,39 @@ def write_synthetic_sources(folder: Path, num_images: int, records: int, size: t
 
 def measure_merges(config: DataConfig, folder: Path) -> dict[str, MergeMeasurement]:
     """Merge into the empty `folder`, again without a change, and again after the time stamp of one annotation file has changed."""
-    measured = {
-        "first": run_in_subprocess(_merge_measured, config, folder),
-        "unchanged": run_in_subprocess(_merge_measured, config, folder),
-    }
-    changed_file = config.sources[0].annotations  # type: ignore[union-attr]
-    os.utime(changed_file)
+    measured = {name: run_in_subprocess(_merge_measured, config, folder) for name in ("first", "unchanged")}
+    os.utime(config.sources[0].annotations)  # type: ignore[union-attr]
     return {**measured, "one annotation file touched": run_in_subprocess(_merge_measured, config, folder)}
 
 
 @dataclass(frozen=True, slots=True)
 class ImageRates:
-    """Images per second and core, from the bytes of a file to the input of the model.
-
-    Args:
-        loader: with the code of the data loader.
-        image_processor: with the image processor of transformers alone.
-    """
+    """Images per second and core, from the bytes of a file to the input of the model: by the data loader, and by the image processor of
+    transformers alone."""
 
     loader: float
     image_processor: float
 
 
 def measure_images(image_processor: Any, size: tuple[int, int] = (640, 480), rounds: int = 4) -> ImageRates:
-    """Read `NUM_PATTERNS` JPEG files in both ways, interleaved, and measure the CPU time of this process.
-
-    Args:
-        image_processor: image processor of transformers.
-        size: width and height of the images in pixels.
-        rounds: how often the files are read.
-    """
+    """Read `NUM_PATTERNS` JPEG files of a size in both ways, `rounds` times in turns, and measure the CPU time of this process."""
     # Not at the top: merges are measured in processes that import this module, and torch would add to their memory.
+    from benchmarks.timing import time_interleaved
     from dataset.loading.image_transform import PixelReader
 
     reader, files = PixelReader(image_processor), list(map(_encode_jpeg, _patterns(size, seed=0)))
-    reader_functions: list[Callable[[Image.Image], object]] = [
-        lambda image: reader.read([image]),
-        lambda image: image_processor(images=[image], return_tensors="pt"),
-    ]
-    seconds = [0.0, 0.0]
-    for _ in range(rounds):
-        for i, reader_function in enumerate(reader_functions):
-            begin = time.process_time()
-            for file in files:
-                reader_function(open_image(file))
-            seconds[i] += time.process_time() - begin
-    loader, processor_rate = (rounds * len(files) / elapsed for elapsed in seconds)
-    return ImageRates(loader, processor_rate)
+
+    def seconds(read: Callable[[Image.Image], object]) -> float:
+        begin = time.process_time()
+        for file in files:
+            read(open_image(file))
+        return time.process_time() - begin
+
+    ways: dict[str, Callable[[], float]] = {
+        "loader": lambda: seconds(lambda image: reader.read([image])),
+        "image_processor": lambda: seconds(lambda image: image_processor(images=[image], return_tensors="pt")),
+    }
+    return ImageRates(**{way: rounds * len(files) / sum(measured) for way, measured in time_interleaved(ways, rounds).items()})
 
 
 def run_in_subprocess(function: Callable[P, T], *arguments: P.args, **settings: P.kwargs) -> T:
@@ -174,23 +152,17 @@ def _file_name(index: int) -> str:
 
 def _captions(image: int, rng: random.Random) -> dict[str, object]:
     people = ("男人", "女人", "孩子", "老人")
-    return {
-        "url": "",
-        "image_id": _file_name(image),
-        "caption": [f"平整的道路上有一个{rng.choice(people)}在和{rng.choice(people)}交谈" for _ in range(5)],
-    }
+    captions = [f"平整的道路上有一个{rng.choice(people)}在和{rng.choice(people)}交谈" for _ in range(5)]
+    return {"url": "", "image_id": _file_name(image), "caption": captions}
 
 
 def _conversation(image: int, rng: random.Random) -> dict[str, object]:
     words = ("street", "table", "people", "window", "light", "colour", "quiet", "large")
     answers = (" ".join(rng.choices(words, k=60)) + "." for _ in range(2))
-    question_records = ("<image>\nWhat is happening here?", "Why may that be?")
-    turns = [
-        {"from": who, "value": text}
-        for pair in zip(question_records, answers, strict=True)
-        for who, text in zip(("human", "gpt"), pair, strict=True)
-    ]
-    return {"id": f"{image:012d}", "image": _file_name(image), "conversations": turns}
+    questions = ("<image>\nWhat is happening here?", "Why may that be?")
+    turns = [turn for pair in zip(questions, answers, strict=True) for turn in zip(("human", "gpt"), pair, strict=True)]
+    conversations = [{"from": who, "value": text} for who, text in turns]
+    return {"id": f"{image:012d}", "image": _file_name(image), "conversations": conversations}
 
 
 def _annotation(question: dict[str, object], rng: random.Random) -> dict[str, object]:

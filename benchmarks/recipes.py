@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import config as configuration
-from errors import UsageError
 from model.siglip_qwen.config import SiglipQwenConfig, siglip_qwen_settings
 
 if TYPE_CHECKING:
@@ -22,11 +21,7 @@ SIZES = {
 
 
 def recipe(parsed: argparse.Namespace) -> configuration.Config:
-    """The configuration of the size with the settings of the command line. Raises UsageError for amounts below 1."""
-    for name in ("samples", "rounds", "stock_batch"):
-        value = getattr(parsed, name, None)
-        if value is not None and value < 1:
-            raise UsageError(f"--{name.replace('_', '-')} {value}: expected at least 1")
+    """The configuration of the size with the settings of the command line."""
     path, *changes = SIZES[parsed.size]
     return configuration.load(configuration.DEFAULT.parent / path, [*changes, *parsed.settings])
 

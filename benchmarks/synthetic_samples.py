@@ -29,9 +29,9 @@ DESCRIPTION_INTERVAL = 12
 """Every twelfth sample is a description, about the share in the demo's data."""
 
 
-def reference_samples(processor: Processor, count: int, seed: int = 0) -> list[Example]:
+def reference_samples(processor: Processor, count: int) -> list[Example]:
     """Samples of random tokens with the length distribution of the reference data."""
-    rng = random.Random(seed)
+    rng = random.Random(0)
     layout = processor.prompt([Message("user", IMAGE_PLACEHOLDER)], 1)
     last = len(layout) - layout[::-1].index(processor.image_token_id)
     num_fixed_tokens = len(layout) - processor.tokens_per_image
@@ -42,16 +42,16 @@ def reference_samples(processor: Processor, count: int, seed: int = 0) -> list[E
         answer = [*_random_tokens(rng, processor, rng.randint(*answer_range) - 1), processor.end_of_turn_id]
         prompt = [*layout[:last], *question, *layout[last:]]
         encoded.append(EncodedSample(prompt + answer, [IGNORE_INDEX] * len(prompt) + answer, 1))
-    return _with_images(encoded, processor, seed)
+    return _with_images(encoded, processor)
 
 
-def demo_samples(processor: Processor, count: int, seed: int = 0) -> list[Example]:
+def demo_samples(processor: Processor, count: int) -> list[Example]:
     """Samples about synthetic scenes: short answers in two languages, and descriptions."""
-    return _with_images([_scene_sample(processor, scene_index, seed) for scene_index in range(count)], processor, seed)
+    return _with_images([_scene_sample(processor, scene_index) for scene_index in range(count)], processor)
 
 
-def _scene_sample(processor: Processor, scene_index: int, seed: int) -> EncodedSample:
-    scene, language = generate_scene(seed, "train", scene_index), LANGUAGES[scene_index % 2]
+def _scene_sample(processor: Processor, scene_index: int) -> EncodedSample:
+    scene, language = generate_scene(0, "train", scene_index), LANGUAGES[scene_index % 2]
     rng = scene.rng("benchmark")
     if scene_index % DESCRIPTION_INTERVAL == DESCRIPTION_INTERVAL - 1:
         question, answer = rng.choice(DETAIL_QUESTIONS[language]), description(scene, language, rng)
@@ -70,7 +70,7 @@ def _random_tokens(rng: random.Random, processor: Processor, count: int) -> list
     return [token + (token >= processor.image_token_id) for token in token_ids]
 
 
-def _with_images(encoded: list[EncodedSample], processor: Processor, seed: int) -> list[Example]:
-    noise = np.random.default_rng(seed).integers(0, 256, (NUM_IMAGES, *processor.pixel_reader.size, 3), dtype=np.uint8)
+def _with_images(encoded: list[EncodedSample], processor: Processor) -> list[Example]:
+    noise = np.random.default_rng(0).integers(0, 256, (NUM_IMAGES, *processor.pixel_reader.size, 3), dtype=np.uint8)
     images = processor.pixel_reader.read([Image.fromarray(image) for image in noise])
     return [Example(str(i), sample, {"pixel_values": images[i % NUM_IMAGES][None]}) for i, sample in enumerate(encoded)]

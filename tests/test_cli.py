@@ -125,7 +125,7 @@ def test_overrides_may_stand_behind_options_that_take_several_values() -> None:
 def test_overrides_of_a_subcommand_may_stand_anywhere() -> None:
     seen: list[argparse.Namespace] = []
     parser = cli.Parser("A command.", takes_config=False)
-    parser.add_subcommands().add_parser("part", description="A part.").add_argument("--limit", type=int)
+    parser.add_part("part", "A part.", lambda _: None, takes_config=True).add_argument("--limit", type=int)
     with pytest.raises(SystemExit):
         cli.run(seen.append, parser, ["train.seed=4", "part", "train.logging_steps=5", "--limit", "2", "train.save_steps=6"])  # type: ignore[arg-type]
     assert seen[0].overrides == ["train.seed=4", "train.logging_steps=5", "train.save_steps=6"] and seen[0].limit == 2

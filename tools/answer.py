@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,12 +57,15 @@ def main(arguments: argparse.Namespace) -> None:
     check_decoding(config.decoding, [system])
     answerer = build_answerer(system, checkpoint_folder=config.checkpoint_folder)
     reranker = build_reranker(rerank, answerer.description, config.decoding, config.result_folder / "plans")
+    # --long takes the decoding settings of descriptions.
+    decoding = for_descriptions(config.decoding, config.eval.description_tokens) if arguments.long else config.decoding
+    session = Session(arguments, answerer, reranker, decoding)
     if arguments.images:
-        answer_images(config, arguments, answerer, reranker)
+        answer_images(config, session)
     elif arguments.question:
-        ask(config, arguments, answerer, reranker, arguments.question, arguments.image or [])
+        session.ask(arguments.question, arguments.image or [])
     else:
-        run_interactive(config, arguments, answerer, reranker)
+        session.run_interactive()
 
 
 def _system(config: configuration.Config, arguments: argparse.Namespace) -> System:
@@ -71,38 +75,70 @@ def _system(config: configuration.Config, arguments: argparse.Namespace) -> Syst
     return find_system(config.eval.systems, arguments.system, "--system")
 
 
-def answer_images(config: configuration.Config, arguments: argparse.Namespace, answerer: "Answerer", reranker: "Reranker | None") -> None:
+def answer_images(config: configuration.Config, session: "Session") -> None:
     """Caption and answer all images of a folder into a JSONL file."""
     from answering.batch_inference import BatchOptions, answer_folder
     from answering.failed_images import list_failed
     from answering.model_fingerprint import identity
 
+    arguments, answerer = session.arguments, session.answerer
     name = arguments.images.resolve().name
     path = arguments.save / "answers.jsonl" if arguments.save else config.result_folder / "answers" / f"{name}.jsonl"
-    options = BatchOptions(arguments.caption, arguments.question, decoding(config, arguments), config.eval.description_tokens)
-    result = answer_folder(answerer, reranker, arguments.images, options, path, identity(answerer.description))
+    options = BatchOptions(arguments.caption, arguments.question, session.decoding, config.eval.description_tokens)
+    result = answer_folder(answerer, session.reranker, arguments.images, options, path, identity(answerer.description))
     print(f"{result.images} images ({result.reused} already answered, {len(result.failed)} failed): {path}")
     for line in list_failed(result.failed, path.with_suffix(".failed.jsonl")):
         print(line)
 
 
-def run_interactive(config: configuration.Config, arguments: argparse.Namespace, answerer: "Answerer", reranker: "Reranker | None") -> None:
-    """Prompt for questions until `exit`; an empty one prompts for another image."""
-    images: list[Path] | None = arguments.image
-    while True:
-        if images is None:
-            line = cli.ask("image (path, empty for none, exit to end): ")
-        else:
-            line = cli.ask("question (empty for another image, exit to end): ")
-        if line is None:
+@dataclass(frozen=True)
+class Session:
+    """A loaded system, what reranks its candidates (None: the first one is the answer), and how it is asked."""
+
+    arguments: argparse.Namespace
+    answerer: "Answerer"
+    reranker: "Reranker | None"
+    decoding: DecodingConfig
+
+    def run_interactive(self) -> None:
+        """Prompt for questions until `exit`; an empty one prompts for another image."""
+        images: list[Path] | None = self.arguments.image
+        while True:
+            line = cli.ask(
+                "image (path, empty for none, exit to end): " if images is None else "question (empty for another image, exit to end): "
+            )
+            if line is None:
+                return
+            try:
+                if images is not None and line:
+                    self.ask(line, images)
+                else:
+                    images = None if images is not None else [checked_image_path(line)] if line else []
+            except TesseraError as error:
+                print(f"error: {error}")
+
+    def ask(self, question: str, images: Sequence[Path]) -> None:
+        """Print the answer to a question about image files, and save it with --save. Raises TesseraError if the question failed."""
+        from answering.reply import CUT, question_request, reply
+        from answering.streamed_text import StreamedText
+
+        request = question_request("question", question, images, "conversation" if self.arguments.long else "vqa")
+        if self.arguments.stream:
+            pieces = StreamedText(self.answerer.stream(request, self.decoding))
+            for piece in pieces:
+                print(piece, end="", flush=True)
+            print(*([f"\n  {CUT}"] if pieces.finish_reason == "length" else []))
             return
-        try:
-            if images is not None and line:
-                ask(config, arguments, answerer, reranker, line, images)
-            else:
-                images = None if images is not None else [checked_image_path(line)] if line else []
-        except TesseraError as error:
-            print(f"error: {error}")
+        (answer,) = reply(self.answerer, self.reranker, [request], self.decoding)
+        if answer.answer.error:
+            raise TesseraError(answer.answer.error)
+        print(answer.chosen, *answer.lines(), sep="\n  ")
+        if self.arguments.save:
+            from answering.model_fingerprint import identity
+            from answering.rendering import save_reply
+
+            path = save_reply(answer, images, self.arguments.save, identity(self.answerer.description))
+            print(f"saved: {path} and {path.with_suffix('.json').name}")
 
 
 def checked_image_path(name: str) -> Path:
@@ -112,54 +148,6 @@ def checked_image_path(name: str) -> Path:
     path = Path(name).expanduser()
     open_image(path)
     return path
-
-
-def ask(
-    config: configuration.Config,
-    arguments: argparse.Namespace,
-    answerer: "Answerer",
-    reranker: "Reranker | None",
-    question: str,
-    images: Sequence[Path],
-) -> None:
-    """Print the answer to a question, and save it with --save.
-
-    Args:
-        config: the experiment.
-        arguments: command-line arguments.
-        answerer: the system.
-        reranker: reranks the candidates; None: the system's first candidate is the answer.
-        question: the question.
-        images: image files, possibly none.
-
-    Raises:
-        TesseraError: the question failed.
-    """
-    from answering.reply import CUT, question_request, reply
-    from answering.streamed_text import StreamedText
-
-    request = question_request("question", question, images, "conversation" if arguments.long else "vqa")
-    if arguments.stream:
-        pieces = StreamedText(answerer.stream(request, decoding(config, arguments)))
-        for piece in pieces:
-            print(piece, end="", flush=True)
-        print(*([f"\n  {CUT}"] if pieces.finish_reason == "length" else []))
-        return
-    (answer,) = reply(answerer, reranker, [request], decoding(config, arguments))
-    if answer.answer.error:
-        raise TesseraError(answer.answer.error)
-    print(answer.chosen, *answer.lines(), sep="\n  ")
-    if arguments.save:
-        from answering.model_fingerprint import identity
-        from answering.rendering import save_reply
-
-        path = save_reply(answer, images, arguments.save, identity(answerer.description))
-        print(f"saved: {path} and {path.with_suffix('.json').name}")
-
-
-def decoding(config: configuration.Config, arguments: argparse.Namespace) -> DecodingConfig:
-    """Decoding settings; --long takes those of descriptions."""
-    return for_descriptions(config.decoding, config.eval.description_tokens) if arguments.long else config.decoding
 
 
 if __name__ == "__main__":

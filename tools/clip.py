@@ -21,25 +21,20 @@ if TYPE_CHECKING:
 def arguments() -> cli.Parser:
     """The command line, with the subcommands classify, index and search."""
     parser = cli.Parser(__doc__ or "", takes_config=False)
-    subcommands = parser.add_subcommands()
-    description = "find the label that fits an image best"
-    classify = subcommands.add_parser("classify", description=description, help=description)
+    classify = parser.add_part("classify", "find the label that fits an image best", run_classify, takes_config=True)
     classify.add_argument("--image", metavar="PATH", help="a file or an http(s) URL; without it, asks for images until `exit`")
     classify.add_argument("--labels", required=True, metavar="A,B,...", help="labels, separated by commas (, or ，)")
-    classify.set_defaults(use=run_classify)
     description = "update the index from a folder: add new and changed images, remove deleted ones"
-    index = subcommands.add_parser("index", description=description, help=description)
+    index = parser.add_part("index", description, run_index, takes_config=True)
     index.add_argument("--images", type=Path, metavar="DIR", help="folder of images (default: search.images)")
     index.add_argument("--reindex", action="store_true", help="rebuild the index if it was built with another CLIP model")
-    index.set_defaults(use=run_index)
     description = "find the images of the index that fit a text best, or are most similar to an image"
-    search = subcommands.add_parser("search", description=description, help=description)
+    search = parser.add_part("search", description, run_search, takes_config=True)
     query = search.add_mutually_exclusive_group(required=True)
     query.add_argument("--text", metavar="TEXT", help="text to search for")
     query.add_argument("--image", metavar="PATH", help="a file or an http(s) URL: search for similar images")
-    search.add_argument("-k", type=int, default=5, metavar="N", help="number of results (default: %(default)s)")
+    search.add_number("-k", 5, "number of results")
     search.add_argument("--save", type=Path, metavar="PNG", help="file for the thumbnails (default: results/<name>/search.png)")
-    search.set_defaults(use=run_search)
     return parser
 
 
@@ -105,8 +100,6 @@ def run_index(parsed: argparse.Namespace) -> None:
 def run_search(parsed: argparse.Namespace) -> None:
     """Print the results, best first, and write a contact sheet of their thumbnails."""
     config: configuration.Config = parsed.config
-    if parsed.k < 1:
-        raise UsageError(f"-k {parsed.k}: at least 1 is required")
     if parsed.text is not None and not parsed.text.strip():
         raise UsageError("--text: the text is empty")
     if parsed.save is not None and parsed.save.suffix.lower() != ".png":
@@ -146,7 +139,7 @@ def clip_name(config: configuration.Config, key: str) -> str:
 
 def main(parsed: argparse.Namespace) -> None:
     """Run the chosen subcommand."""
-    parsed.use(parsed)
+    parsed.command(parsed)
 
 
 if __name__ == "__main__":

@@ -24,21 +24,14 @@ parser.add_argument("--data", type=Path, metavar="DIR", help="merged data with t
 parser.add_argument(
     "--choice", nargs="+", default=[], metavar="NAME", help="first, reranked, clip or majority: one for both sides, or one per side"
 )
-parser.add_argument(
-    "--fields",
-    nargs="+",
-    default=[],
-    metavar="KEY=FIELD",
-    help="field names in files of other tools: id and answer, optionally references, image and question, as in id=question_id answer=text",
-)
-for side in "ab":
-    parser.add_argument(
-        f"--fields-{side}",
-        nargs="+",
-        default=[],
-        metavar="KEY=FIELD",
-        help=f"the same for the files of side {side} alone, also where one is a predictions file",
-    )
+FIELDS_HELP = {
+    "--fields": "field names in files of other tools: id and answer, optionally references, image and question, as in "
+    "id=question_id answer=text",
+    "--fields-a": "the same for the files of side a alone, also where one is a predictions file",
+    "--fields-b": "the same for the files of side b alone, also where one is a predictions file",
+}
+for option, text in FIELDS_HELP.items():
+    parser.add_argument(option, nargs="+", default=[], metavar="KEY=FIELD", help=text)
 
 
 def main(arguments: argparse.Namespace) -> None:

@@ -11,14 +11,8 @@ from visual.config import iter_model_names
 
 parser = cli.Parser(__doc__)
 parser.add_argument("--source", default="hub", choices=("hub", "modelscope"), help="where to download from (default: the Hugging Face hub)")
-parser.add_argument(
-    "--into",
-    dest="target_folder",
-    type=Path,
-    default=Path("checkpoints/parts"),
-    metavar="DIR",
-    help="target folder for ModelScope (default: %(default)s)",
-)
+INTO = Path("checkpoints/parts")
+parser.add_argument("--into", type=Path, default=INTO, metavar="DIR", help="target folder for ModelScope (default: %(default)s)")
 parser.add_argument("--sizes", action="store_true", help="print the sizes and download nothing")
 
 
@@ -36,7 +30,7 @@ def main(arguments: argparse.Namespace) -> None:
             remote.append(name)
     if not remote:
         return
-    source: Hub | ModelScope = Hub() if arguments.source == "hub" else ModelScope(arguments.target_folder)
+    source: Hub | ModelScope = Hub() if arguments.source == "hub" else ModelScope(arguments.into)
     files = {name: select_files(source.files(name)) for name in remote}
     missing = {name: sum(file.size for file in files[name] if not file.is_cached) for name in remote}
     for name in remote:
@@ -50,7 +44,7 @@ def main(arguments: argparse.Namespace) -> None:
         if not all(file.is_cached for file in files[name]):
             print(f"{name} -> {source.fetch(name, files[name])}")
     if arguments.source == "modelscope":
-        print("use with: " + " ".join(f"{key}={arguments.target_folder / name}" for name in remote for key in keys[name]))
+        print("use with: " + " ".join(f"{key}={arguments.into / name}" for name in remote for key in keys[name]))
 
 
 if __name__ == "__main__":

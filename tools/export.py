@@ -13,22 +13,15 @@ parser = cli.Parser(__doc__)
 parser.add_argument(
     "--checkpoint", default="latest", metavar="DIR", help="checkpoint folder; latest (default): the latest one in checkpoints/<name>"
 )
-parser.add_argument(
-    "--format",
-    required=True,
-    choices=("merged", "llava"),
-    help="merged: as Tessera loads it; llava: our own model, for stock transformers",
-)
+what = "merged: as Tessera loads it; llava: our own model, for stock transformers"
+parser.add_argument("--format", required=True, choices=("merged", "llava"), help=what)
 parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="new or empty output folder")
 parser.add_argument(
     "--dtype", default="float32", choices=("float32", "bfloat16"), help="of the weights (default: float32, exact; bfloat16: half the size)"
 )
 parser.add_argument("--report", type=Path, metavar="JSON", help="data report for the model card, such as data/<name>/report.json")
-parser.add_argument(
-    "--push",
-    metavar="OWNER/NAME",
-    help="upload the folder to this repository of the Hugging Face hub with the token in HF_TOKEN; a new repository is private",
-)
+what = "upload the folder to this repository of the Hugging Face hub with the token in HF_TOKEN; a new repository is private"
+parser.add_argument("--push", metavar="OWNER/NAME", help=what)
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -38,8 +31,8 @@ def main(arguments: argparse.Namespace) -> None:
         push_to_hub.check_repository(arguments.push, token)
     if arguments.checkpoint == "newest":
         raise UsageError("--checkpoint newest: `newest` is called `latest` now")
-    use_latest = arguments.checkpoint == "latest"
-    folder = latest_checkpoint(arguments.config.checkpoint_folder) if use_latest else Path(arguments.checkpoint)
+    latest = arguments.checkpoint == "latest"
+    folder = latest_checkpoint(arguments.config.checkpoint_folder) if latest else Path(arguments.checkpoint)
     # Imported here: --help and wrong arguments need no torch.
     import torch
 
@@ -48,20 +41,15 @@ def main(arguments: argparse.Namespace) -> None:
 
     report = MergeReport.load(arguments.report).table() if arguments.report else None
     dtype = getattr(torch, arguments.dtype)
-    warnings = family(family_of(folder)).export(folder, arguments.out, arguments.format, dtype, report)
-    for warning in warnings:
+    for warning in family(family_of(folder)).export(folder, arguments.out, arguments.format, dtype, report):
         print(f"note: {warning}")
     print(f"{folder} written to {arguments.out} ({arguments.format}, {arguments.dtype})", flush=True)
     if arguments.push:
-        upload(arguments.out, arguments.push, token)
-
-
-def upload(folder: Path, repository: str, token: str) -> None:
-    """Upload an export and print its URL. If the upload fails, the folder is kept."""
-    try:
-        print(f"uploaded: {push_to_hub.push(folder, repository, token)}")
-    except TesseraError as error:
-        raise TesseraError(f"{error}; the export is in {folder}: retry with `hf upload {repository} {folder}`") from error
+        try:
+            print(f"uploaded: {push_to_hub.push(arguments.out, arguments.push, token)}")
+        except TesseraError as error:
+            retry = f"hf upload {arguments.push} {arguments.out}"
+            raise TesseraError(f"{error}; the export is in {arguments.out}: retry with `{retry}`") from error
 
 
 if __name__ == "__main__":

@@ -25,10 +25,8 @@ def arguments() -> cli.Parser:
     parser.add_argument(
         "--only", nargs="+", choices=TINY_MODELS, default=TINY_MODELS, metavar="MODEL", help=f"train only these of {', '.join(TINY_MODELS)}"
     )
-    parser.add_argument(
-        "--steps", type=int, metavar="N", help="steps per model, instead of its own number; 0 writes missing models untrained"
-    )
-    parser.add_argument("--batch-size", type=int, metavar="N", help="scenes per step, instead of each model's own number")
+    parser.add_number("--steps", None, "steps per model, instead of its own number; 0 writes missing models untrained", minimum=0)
+    parser.add_number("--batch-size", None, "scenes per step, instead of each model's own number", minimum=2)
     parser.add_argument("--learning-rate", type=float, metavar="R", help="peak learning rate, instead of each model's own")
     parser.add_argument("--further", action="store_true", help="continue from the models' weights in the folder, on new scenes")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="seed of weights and scenes (default: %(default)s)")
@@ -36,18 +34,12 @@ def arguments() -> cli.Parser:
     parser.add_argument(
         "--compile", action="store_true", help="compile the layers: faster after about a minute; needs a C++ compiler on a CPU"
     )
-    parser.add_argument(
-        "--workers", type=int, metavar="N", help="data loading processes (default: number of available cores minus one, at least one)"
-    )
+    parser.add_number("--workers", None, "data loading processes (default: number of available cores minus one, at least one)", minimum=0)
     return parser
 
 
 def main(parsed: argparse.Namespace) -> int:
     """Train the models, or write missing ones untrained."""
-    for name, minimum in (("steps", 0), ("batch_size", 2), ("workers", 0)):
-        value = getattr(parsed, name)
-        if value is not None and value < minimum:
-            raise UsageError(f"--{name.replace('_', '-')} {value}: must be at least {minimum}")
     if parsed.learning_rate is not None and not parsed.learning_rate > 0:
         raise UsageError(f"--learning-rate {parsed.learning_rate}: must be positive")
     logging.set_verbosity_error()
@@ -59,14 +51,7 @@ def main(parsed: argparse.Namespace) -> int:
     device = ("cuda" if torch.cuda.is_available() else "cpu") if parsed.device == "auto" else parsed.device
     workers = max(1, available_cores() - 1) if parsed.workers is None else parsed.workers
     settings = PretrainingSettings(
-        parsed.seed,
-        torch.device(device),
-        workers,
-        parsed.compile,
-        parsed.further,
-        parsed.steps,
-        parsed.batch_size,
-        parsed.learning_rate,
+        parsed.seed, torch.device(device), workers, parsed.compile, parsed.further, parsed.steps, parsed.batch_size, parsed.learning_rate
     )
     for card in pretrain(parsed.out, parsed.only, settings):
         metrics = ", ".join(f"{name} {value:.3f}" for name, value in card.metrics)

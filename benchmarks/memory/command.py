@@ -9,8 +9,6 @@ from typing import Any
 import config as configuration
 from benchmarks.recipes import FOLDER, SIZES, own_model, show
 from errors import UsageError
-from model.blip2.config import Blip2Config
-from model.qwen_vl.config import QwenVlConfig
 
 MEMORY_SIZES = {**SIZES, "qwen3-vl-4b": ("qwen3_vl_4b_qlora.yaml",), "blip2-opt-2.7b": ("blip2_vqav2_qlora.yaml",)}
 """The sizes whose memory is computed."""
@@ -18,45 +16,36 @@ MEMORY_SIZES = {**SIZES, "qwen3-vl-4b": ("qwen3_vl_4b_qlora.yaml",), "blip2-opt-
 COMMAND = Path(__file__).parent.parent.parent / "tools" / "benchmark.py"
 
 
-def add_parts(parts: Any) -> None:
-    """Add both parts to the subcommands of the command line."""
+def add_parts(parser: Any) -> None:
+    """Add both parts to the subcommands of a command."""
     what = "GPU memory of a training step: estimated from shapes and settings, or measured with --run"
-    memory = parts.add_parser("memory", description=what, help=what, takes_config=False)
+    memory = parser.add_part("memory", what, run_memory)
     memory.add_argument("--size", choices=MEMORY_SIZES, default="4b", help="size of the model (default: %(default)s)")
     memory.add_argument("--run", action="store_true", help="run a few steps on the GPU, with random weights in the configured quantisation")
     what = "run them on a simulated GPU of this size, which counts memory and computes nothing (Linux, CUDA build of torch, C compiler)"
     memory.add_argument("--simulated-gpu", type=float, metavar="GIB", help=what)
     memory.add_argument("--out", type=Path, default=FOLDER, metavar="DIR", help="folder of the table (default: %(default)s)")
     memory.add_argument("settings", nargs="*", metavar="key=value", help="override a key of the size's recipe in configs/")
-    memory.set_defaults(measure=run_memory)
     what = "host memory of each rank while a sharded model is loaded (FSDP2, CPU processes, Linux)"
-    loading = parts.add_parser("loading", description=what, help=what, takes_config=False)
-    loading.add_argument("--layers", type=int, default=24, metavar="N", help="layers of the language model (default: %(default)s)")
-    loading.add_argument("--width", type=int, default=768, metavar="N", help="its hidden size (default: %(default)s)")
-    loading.add_argument("--processes", type=int, default=2, metavar="N", help="number of ranks (default: %(default)s)")
-    loading.set_defaults(measure=run_loading)
+    loading = parser.add_part("loading", what, run_loading)
+    loading.add_number("--layers", 24, "layers of the language model")
+    loading.add_number("--width", 768, "its hidden size")
+    loading.add_number("--processes", 2, "number of ranks")
 
 
 def run_memory(parsed: argparse.Namespace) -> None:
     """Estimate or measure the memory of a step with the unchanged configuration of the size; print and save the table."""
-    config = configuration.load(configuration.DEFAULT.parent / MEMORY_SIZES[parsed.size][0], parsed.settings)
-    if isinstance(config.model, QwenVlConfig | Blip2Config) and not parsed.run and parsed.simulated_gpu is None:
-        from benchmarks.memory import blip2_memory, qwen_vl_memory
-
-        estimate: Any = qwen_vl_memory if isinstance(config.model, QwenVlConfig) else blip2_memory
-        show(parsed, estimate.estimate_memory(config.model, config.train), f"memory_{parsed.size}")
-        return
-    if parsed.simulated_gpu is not None:
-        _run_on_simulated_gpu(parsed)
-    elif not parsed.run:
+    config, gib = configuration.load(configuration.DEFAULT.parent / MEMORY_SIZES[parsed.size][0], parsed.settings), parsed.simulated_gpu
+    if gib is None and not parsed.run:
         from benchmarks.memory.memory_estimate import estimate_memory
 
-        show(parsed, estimate_memory(parsed.size, own_model(config), config.train), f"memory_{parsed.size}")
+        show(parsed, estimate_memory(parsed.size, config.model, config.train), f"memory_{parsed.size}")
         return
+    if gib is not None:
+        _run_on_simulated_gpu(parsed)
     from benchmarks.gpu_targets import check_device
     from benchmarks.memory.memory_measurement import measure
 
-    gib = parsed.simulated_gpu
     name = f"memory_{parsed.size}_measured" if gib is None else f"memory_{parsed.size}_card_{gib:g}"
     show(parsed, measure(parsed.size, own_model(config), config.train, check_device("memory --run")), name)
 

@@ -8,12 +8,12 @@ from dataclasses import asdict
 
 import torch
 
-from benchmarks.benchmark_report import BenchmarkReport, Machine, format_number
+from benchmarks.benchmark_report import BenchmarkReport, Machine
 from benchmarks.full_size_models import Size, build_ours, build_processor
-from benchmarks.memory.memory_estimate import estimate_memory
+from benchmarks.memory.memory_estimate import COLUMNS, estimate_memory, gib_rows
 from benchmarks.memory.simulated_gpu.build_library import is_simulated
 from benchmarks.timing import free_memory, timed
-from benchmarks.training.train_step import Setup, choose_checkpointing, our_side, our_variant
+from benchmarks.training.trained_models import Setup, choose_checkpointing, our_batches, our_side
 from errors import UsageError
 from model.kernels.autocast import frozen_dtype
 from model.siglip_qwen.config import SiglipQwenConfig
@@ -22,7 +22,6 @@ from training.out_of_memory import explain_out_of_memory
 
 STEPS = 3
 """Optimizer steps; the first one creates the optimizer state."""
-COLUMNS = ("what", "GiB")
 SIMULATED_GPU_NOTE = "memory was counted by torch's allocator, nothing was computed; the size of the context is assumed"
 
 
@@ -42,9 +41,9 @@ def measure(size: Size, model: SiglipQwenConfig, train: TrainConfig, device: tor
     if model.quantization == "int8":
         raise UsageError("model.quantization: int8, but the benchmark creates NF4 or unquantised weights; set it to nf4 or none")
     plain = dataclasses.replace(model, quantization="none")
-    setup = Setup.of(
-        size, plain, train, train.gradient_accumulation_steps * _samples_per_row(size, plain, train), device, drop_long_samples=True
-    )
+    # An upper estimate of the samples that fill the rows; some of them are longer than a row and are dropped.
+    samples_per_row = 2 * (1 + train.packing_length // build_processor(size, plain).tokens_per_image)
+    setup = Setup.of(size, plain, train, train.gradient_accumulation_steps * samples_per_row, device, drop_long_samples=True)
     on_cuda = device.type == "cuda"
     with explain_out_of_memory("creating the weights"):
         dtype = frozen_dtype(device, setup.precision)
@@ -52,31 +51,30 @@ def measure(size: Size, model: SiglipQwenConfig, train: TrainConfig, device: tor
         base = build_ours(size, plain, setup.processor, dtype=dtype, device=device, seed=train.seed, load_in_4bit=load_in_4bit)
         free_memory()
     ours, compile_choice = our_side(setup, base)
-    variant = our_variant(setup, ours)
-    variant.batches = variant.batches[: train.gradient_accumulation_steps]
+    form, batches = our_batches(setup)
+    batches = batches[: train.gradient_accumulation_steps]
     with explain_out_of_memory("training"):
-        checkpointing = choose_checkpointing(setup, variant)
+        checkpointing = choose_checkpointing(setup, ours, batches)
         if on_cuda:
             torch.cuda.reset_peak_memory_stats(device)
         allocated_before = torch.cuda.memory_allocated(device) if on_cuda else 0
-        seconds = [timed(lambda: ours.step(*variant.batches), device) for _ in range(STEPS)]
+        seconds = [timed(lambda: ours.step(*batches), device) for _ in range(STEPS)]
     measured_bytes = _measured_bytes(allocated_before, device) if on_cuda else {}
-    estimated = estimate_memory(size, model, train).measured["bytes"]["in all"]
-    rows = [[what, format_number(size / 2**30, 2)] for what, size in {**measured_bytes, "computed": estimated}.items()]
+    parts = {**measured_bytes, "computed": estimate_memory(size, model, train).measured["bytes"]["in all"]}
     facts = {
         **Machine.current(device).facts(),
         "model": f"{size}, random weights, language model in {model.quantization}, products in {setup.precision}",
         "ours": f"compile: {compile_choice}; gradient checkpointing: {checkpointing}",
         **({"simulated GPU": SIMULATED_GPU_NOTE} if is_simulated() else {}),
-        "step": f"{len(variant.batches)} micro-batches in {variant.batch}, {train.optim}; {STEPS} steps",
+        "step": f"{len(batches)} micro-batches in {form}, {train.optim}; {STEPS} steps",
     }
     measured = {
         "size": size,
-        "bytes": {**measured_bytes, "computed": estimated},
+        "bytes": parts,
         "seconds": seconds,
         "settings": {"model": asdict(model), "train": asdict(train)},
     }
-    return BenchmarkReport(f"Memory of a training step, {size}, measured", facts, COLUMNS, rows, measured)
+    return BenchmarkReport(f"Memory of a training step, {size}, measured", facts, COLUMNS, gib_rows(parts), measured)
 
 
 def _measured_bytes(allocated_before: int, device: torch.device) -> dict[str, float]:
@@ -94,8 +92,3 @@ def _measured_bytes(allocated_before: int, device: torch.device) -> dict[str, fl
         "context, libraries, paged moments": float(outside_allocator),
         "in all": float(most_reserved + outside_allocator),
     }
-
-
-def _samples_per_row(size: Size, model: SiglipQwenConfig, train: TrainConfig) -> int:
-    """Upper estimate of the samples that fill a packed row; some of them are longer than a row and are dropped."""
-    return 2 * (1 + train.packing_length // build_processor(size, model).tokens_per_image)

@@ -57,18 +57,13 @@ def main(settings: dict[str, Any]) -> dict[str, Any]:
 
     torch.manual_seed(0)
     on_gpu = torch.cuda.is_available()
-    batch_size, steps, first = settings["batch_size"], settings["steps"], settings["first_step"]
+    first = settings["first_step"]
     arguments = trl.SFTConfig(
-        output_dir=settings["out"],
-        per_device_train_batch_size=batch_size,
-        max_steps=steps,
-        learning_rate=settings["learning_rate"],
+        **settings["training"],
         gradient_checkpointing=False,
         bf16=on_gpu,
         use_cpu=not on_gpu,
         max_length=None,
-        dataloader_num_workers=settings["workers"],
-        logging_steps=settings["logging_steps"],
         disable_tqdm=True,
         save_strategy="no",
         report_to="none",
@@ -78,15 +73,16 @@ def main(settings: dict[str, Any]) -> dict[str, Any]:
     trainer = trl.SFTTrainer(
         model=model,
         args=arguments,
-        train_dataset=load_dataset("json", data_files=settings["data"], split="train", cache_dir=settings["out"]),
+        train_dataset=load_dataset("json", data_files=settings["data"], split="train", cache_dir=arguments.output_dir),
         processing_class=load_processor(settings["model"]),
         peft_config=LoraConfig(**settings["lora"]),
         callbacks=[times],
     )
     trainer.train()
     losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    samples = (arguments.max_steps - first) * arguments.per_device_train_batch_size
     return {
-        "samples_per_second": (steps - first) * batch_size / (times.ends[-1] - times.ends[first - 1]),
+        "samples_per_second": samples / (times.ends[-1] - times.ends[first - 1]),
         "trained_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
         "loss": losses[-1],
         "version": f"trl {trl.__version__}",

@@ -3,11 +3,12 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import itemgetter
 
 import torch
 from torch import nn
 
-from benchmarks.training.timed_steps import Batch, TrainedModel
+from benchmarks.training.trained_models import Batch, TrainedModel
 
 LORA_B_STD = 0.02
 """Standard deviation of the random lora_B matrices during the comparison. At their initial zero, lora_A has no gradient, and an error in
@@ -80,29 +81,28 @@ def _gradients(side: TrainedModel, batch: Batch) -> tuple[float, dict[str, torch
 @contextmanager
 def _without_dropout(model: nn.Module) -> Iterator[None]:
     """Context without dropout, since the two sides sample different masks."""
-    layers = [module for module in model.modules() if isinstance(module, nn.Dropout)]
-    probabilities = [layer.p for layer in layers]
+    before = {module: module.p for module in model.modules() if isinstance(module, nn.Dropout)}
     try:
-        for layer in layers:
+        for layer in before:
             layer.p = 0.0
         yield
     finally:
-        for layer, probability in zip(layers, probabilities, strict=True):
+        for layer, probability in before.items():
             layer.p = probability
 
 
 @contextmanager
 def _random_lora_b(model: nn.Module) -> Iterator[None]:
     """Context in which the lora_B matrices have the same random values on both sides; they are restored afterwards."""
-    matrices = {name: parameter for name, parameter in model.named_parameters() if ".lora_B." in name and parameter.requires_grad}
-    before = {name: parameter.detach().clone() for name, parameter in matrices.items()}
+    matrices = [(name, weight) for name, weight in model.named_parameters() if ".lora_B." in name and weight.requires_grad]
+    before = [weight.detach().clone() for _, weight in matrices]
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for _, parameter in sorted(matrices.items()):
-            parameter.copy_(torch.randn(parameter.shape, generator=generator).mul_(LORA_B_STD))
+        for _, weight in sorted(matrices, key=itemgetter(0)):
+            weight.copy_(torch.randn(weight.shape, generator=generator).mul_(LORA_B_STD))
     try:
         yield
     finally:
         with torch.no_grad():
-            for name, parameter in matrices.items():
-                parameter.copy_(before[name])
+            for (_, weight), values in zip(matrices, before, strict=True):
+                weight.copy_(values)

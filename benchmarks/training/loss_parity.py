@@ -12,9 +12,8 @@ import torch
 
 from benchmarks.benchmark_report import BenchmarkReport, Machine, format_number
 from benchmarks.full_size_models import check_comparable
-from benchmarks.training.timed_steps import Batch, TrainedModel
-from benchmarks.training.train_step import OURS, STOCK, Setup, copy_adapters, our_side, stock_side
-from dataset.loading.collators import Example, PaddedCollator
+from benchmarks.training.trained_models import Batch, Setup, TrainedModel, copy_adapters, our_side, stock_side
+from dataset.loading.collators import Example
 from dataset.loading.encoded_sample import IGNORE_INDEX
 from dataset.loading.samplers import SampleKey
 from errors import TesseraError, UsageError
@@ -23,7 +22,7 @@ from model.kernels.autocast import frozen_dtype
 from model.siglip_qwen.assembly import build
 from model.siglip_qwen.config import siglip_qwen_settings
 from model.siglip_qwen.processor import Processor
-from training.config import Experiment
+from training.config import Experiment, TrainConfig
 from training.data_loading import TrainingData
 from training.optimization.lr_scheduler import num_warmup_steps, rate_factor
 from training.run_setup import RunSetup, setup_run
@@ -35,15 +34,7 @@ COLUMNS = ("step", "training loss, ours", "stock", "validation loss, ours", "sto
 
 @dataclass(frozen=True, slots=True)
 class LossRow:
-    """Losses after a step, in nats per token.
-
-    Args:
-        step: number of steps.
-        ours: training loss of our side; None before the first step.
-        stock: training loss of the stock model; None before the first step.
-        validation_ours: validation loss of our side.
-        validation_stock: validation loss of the stock model.
-    """
+    """Losses after a step, in nats per token: of the training (None before the first step) and of the validation samples."""
 
     step: int
     ours: float | None
@@ -88,7 +79,7 @@ def measure(config: Experiment, steps: int, eval_steps: int) -> BenchmarkReport:
     stock = stock_side(setup, base)
     ours, compile_choice = our_side(setup, base)
     copy_adapters(ours, stock)
-    rows = _train(_ModelPair(run_setup, ours, stock), steps, eval_steps)
+    rows = _train(_ModelPair(run_setup, setup, ours, stock), config.train, steps, eval_steps)
     facts = {
         **Machine.current(run_setup.device).facts(),
         "model": f"{model.language}, products in {setup.precision}",
@@ -112,39 +103,33 @@ def check(report: BenchmarkReport) -> None:
 class _ModelPair:
     """Both models, and every batch in the layout of each."""
 
-    def __init__(self, run_setup: RunSetup, ours: TrainedModel, stock: TrainedModel):
-        self.ours, self.stock = ours, stock
-        self._run_setup, self.train = run_setup, run_setup.config.train
-        self._our_collator = run_setup.family.collator(run_setup.processor, run_setup.batching.collator(run_setup.processor))
-        self._stock_collator = PaddedCollator(int(run_setup.processor.tokenizer.pad_token_id))
+    def __init__(self, run_setup: RunSetup, setup: Setup, ours: TrainedModel, stock: TrainedModel):
+        self._run_setup, self.sides = run_setup, (ours, stock)
+        self._collators = (setup.collate, setup.collate_stock)
 
-    def batches(self) -> Iterator[tuple[Batch, Batch]]:
+    def batches(self) -> Iterator[tuple[Batch, ...]]:
         """Batches of the last stage, endlessly."""
-        run_setup = self._run_setup
-        seed = self.train.seed + len(self.train.stages) - 1
+        run_setup, train = self._run_setup, self._run_setup.config.train
+        seed = train.seed + len(train.stages) - 1
         data = TrainingData(run_setup.store, run_setup.lengths, run_setup.processor, seed)
         for epoch in itertools.count():
             batches = run_setup.batching.plan(run_setup.lengths, seed, epoch + 1).batches(epoch)
-            yield from self._collate_both(data, ([SampleKey(index, epoch) for index in batch] for batch in batches))
+            yield from self._collate(data, ([SampleKey(index, epoch) for index in batch] for batch in batches))
 
-    def validation(self) -> Iterator[tuple[Batch, Batch]]:
-        """Batches of the validation samples, once."""
-        data = self._run_setup.validation
-        assert data is not None  # checked in `measure`
-        return self._collate_both(data, self._run_setup.batching.validation_sampler(data.lengths, data.seed))
-
-    def _collate_both(self, data: TrainingData, sampler: Iterable[list[SampleKey]]) -> Iterator[tuple[Batch, Batch]]:
+    def _collate(self, data: TrainingData, sampler: Iterable[list[SampleKey]]) -> Iterator[tuple[Batch, ...]]:
         for keys in sampler:
             examples: Sequence[Example] = [data[key] for key in keys]
-            yield self._our_collator(examples), self._stock_collator(examples)
+            yield tuple(collate(examples) for collate in self._collators)
 
     def validate(self) -> tuple[float, float]:
         """Mean losses of both sides over all supervised tokens of the validation samples."""
+        data = self._run_setup.validation
+        assert data is not None  # checked in `measure`
         sums, tokens = [0.0, 0.0], 0
-        for batches in self.validation():
+        for batches in self._collate(data, self._run_setup.batching.validation_sampler(data.lengths, data.seed)):
             supervised = int((batches[1]["labels"] != IGNORE_INDEX).sum())
             tokens += supervised
-            for i, (side, batch) in enumerate(zip((self.ours, self.stock), batches, strict=True)):
+            for i, (side, batch) in enumerate(zip(self.sides, batches, strict=True)):
                 side.model.eval()
                 with torch.no_grad():
                     sums[i] += float(side.loss(batch)) * supervised
@@ -152,19 +137,15 @@ class _ModelPair:
         return sums[0] / tokens, sums[1] / tokens
 
 
-def _train(models: _ModelPair, steps: int, eval_steps: int) -> list[LossRow]:
-    warmup_steps = num_warmup_steps(models.train.warmup_steps, steps)
-    pair = (models.ours, models.stock)
-    lr_schedulers = [
-        torch.optim.lr_scheduler.LambdaLR(side.optimizer, partial(rate_factor, kind="cosine", warmup_steps=warmup_steps, steps=steps))
-        for side in pair
-    ]
+def _train(models: _ModelPair, train: TrainConfig, steps: int, eval_steps: int) -> list[LossRow]:
+    schedule = partial(rate_factor, kind="cosine", warmup_steps=num_warmup_steps(train.warmup_steps, steps), steps=steps)
+    lr_schedulers = [torch.optim.lr_scheduler.LambdaLR(side.optimizer, schedule) for side in models.sides]
     rows = [LossRow(0, None, None, *models.validate())]
     for step, batches in zip(range(1, steps + 1), models.batches(), strict=False):
-        losses = [side.step(batch) for side, batch in zip(pair, batches, strict=True)]
+        losses = [side.step(batch) for side, batch in zip(models.sides, batches, strict=True)]
         for lr_scheduler in lr_schedulers:
             lr_scheduler.step()
         if step % eval_steps == 0 or step == steps:
             rows.append(LossRow(step, float(losses[0]), float(losses[1]), *models.validate()))
-            print(f"step {step}/{steps} | {OURS} {rows[-1].validation_ours:.5f} {STOCK} {rows[-1].validation_stock:.5f}", flush=True)
+            print(f"step {step}/{steps} | ours {rows[-1].validation_ours:.5f} stock {rows[-1].validation_stock:.5f}", flush=True)
     return rows

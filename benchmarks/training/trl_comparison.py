@@ -62,6 +62,7 @@ class Measured:
     samples_per_second: float
     trained_parameters: int
     loss: float
+    version: str = ""
 
 
 def measure(config_path: Path, overrides: list[str], workload: Workload) -> BenchmarkReport:
@@ -81,18 +82,16 @@ def measure(config_path: Path, overrides: list[str], workload: Workload) -> Benc
         base = _base_model(raw, config, folder)
         ours: list[Measured] = []
         theirs: list[Measured] = []
-        version = ""
         for _ in range(workload.rounds):
             ours.append(_run_ours(config, _our_settings(raw, config, workload.steps, base), folder))
-            measured, version = _run_trl(python, peer_settings(config, workload.steps, base, folder), folder)
-            theirs.append(measured)
+            theirs.append(_run_trl(python, peer_settings(config, workload.steps, base, folder), folder))
         for run in ("base", "ours"):
             shutil.rmtree(_run_folder(config, run), ignore_errors=True)
             shutil.rmtree(Path("results") / _run_folder(config, run).name, ignore_errors=True)
     if ours[0].trained_parameters != theirs[0].trained_parameters:
         counts = f"{ours[0].trained_parameters:,} and {theirs[0].trained_parameters:,}"
         raise TesseraError(f"train.py and SFTTrainer do not train the same weights: they train {counts} parameters")
-    return _report(config, samples, version, ours, theirs)
+    return _report(config, samples, ours, theirs)
 
 
 def _check(config: Config, workload: Workload) -> None:
@@ -100,8 +99,6 @@ def _check(config: Config, workload: Workload) -> None:
         raise UsageError(f"model.family: SFTTrainer needs a model with a chat template ({', '.join(FAMILIES)}), not {config.model.family}")
     if config.model.lora is None or config.model.lora.target_modules != "all-linear":
         raise UsageError("model.lora: both sides train adapters on all linear layers of the language model")
-    if workload.rounds < 1:
-        raise UsageError(f"--rounds {workload.rounds}: expected at least 1")
     if workload.steps < FIRST_STEP + LOGGING_STEPS:
         raise UsageError(f"--steps {workload.steps}: expected at least {FIRST_STEP + LOGGING_STEPS}")
 
@@ -120,16 +117,14 @@ def _write_samples(data: Path, folder: Path, count: int) -> int:
     (folder / "data").mkdir()
     shutil.copy(data / "images.parquet", folder / "data")
     pq.write_table(pq.read_table(data / "samples.parquet").take(kept), folder / "data" / "samples.parquet")
-    lines = []
-    for sample in store.samples(chosen):
-        (turn,) = sample.prompted_messages
-        lines.append(
-            {
-                "images": [str(store.image(sample.image_ids[0]).path.absolute())],
-                "prompt": [{"role": "user", "content": turn.content.replace(IMAGE_PLACEHOLDER, "").strip()}],
-                "completion": [{"role": "assistant", "content": sample.target(0, 0)}],
-            }
-        )
+    lines = [
+        {
+            "images": [str(store.image(sample.image_ids[0]).path.absolute())],
+            "prompt": [{"role": "user", "content": sample.prompted_messages[0].content.replace(IMAGE_PLACEHOLDER, "").strip()}],
+            "completion": [{"role": "assistant", "content": sample.target(0, 0)}],
+        }
+        for sample in store.samples(chosen)
+    ]
     write_text(folder / "samples.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     return count
 
@@ -144,11 +139,9 @@ def _base_model(raw: Mapping[str, Any], config: Config, folder: Path) -> str:
         return str(getattr(config.model, "path"))  # noqa: B009 (families differ)
     train = {**raw["train"], "stages": [{"name": "align", "train": ["connector"], "max_steps": 1}]}
     checkpoint = _run_training(config, {**raw, "train": train}, folder, "base")
-    out = folder / "llava"
-    export = [sys.executable, str(ROOT / "tools" / "export.py")]
-    paths = ("--config", folder / "base.yaml", "--checkpoint", checkpoint, "--out", out)
-    _run(export, *paths, "--format", "llava")
-    return str(out)
+    paths = ("--config", folder / "base.yaml", "--checkpoint", checkpoint, "--out", folder / "llava")
+    _run(sys.executable, "tools/export.py", *paths, "--format", "llava")
+    return str(folder / "llava")
 
 
 def _run_folder(config: Config, name: str) -> Path:
@@ -183,17 +176,17 @@ def peer_settings(config: Config, steps: int, base: str, folder: Path) -> dict[s
     return {
         "model": base,
         "data": str(folder / "samples.jsonl"),
-        "out": str(folder / "trl"),
-        "steps": steps,
         "first_step": FIRST_STEP,
-        "logging_steps": LOGGING_STEPS,
-        "batch_size": config.train.per_device_train_batch_size,
-        "learning_rate": _learning_rate(config),
-        "workers": config.train.dataloader_num_workers,
+        "training": {
+            "output_dir": str(folder / "trl"),
+            "max_steps": steps,
+            "logging_steps": LOGGING_STEPS,
+            "per_device_train_batch_size": config.train.per_device_train_batch_size,
+            "learning_rate": _learning_rate(config),
+            "dataloader_num_workers": config.train.dataloader_num_workers,
+        },
         "lora": {
-            "r": lora.r,
-            "lora_alpha": lora.lora_alpha,
-            "lora_dropout": lora.lora_dropout,
+            **{name: getattr(lora, name) for name in ("r", "lora_alpha", "lora_dropout")},
             "target_modules": rf".*language_model\..*\.({LANGUAGE_LINEARS})",
         },
     }
@@ -220,40 +213,38 @@ def _run_training(config: Config, raw: Mapping[str, Any], folder: Path, name: st
     shutil.rmtree(run, ignore_errors=True)
     settings = {**raw, "name": run.name, "data": {"folder": str(folder / "data")}}
     write_text(path, yaml.safe_dump(settings, allow_unicode=True, sort_keys=False))
-    _run([sys.executable, str(ROOT / "train.py")], "--config", path)
+    _run(sys.executable, "train.py", "--config", path)
     return latest_checkpoint(run)
 
 
-def _run_trl(python: Path, settings: Mapping[str, Any], folder: Path) -> tuple[Measured, str]:
+def _run_trl(python: Path, settings: Mapping[str, Any], folder: Path) -> Measured:
     write_json(folder / "trl.json", settings)
-    _run([str(python), str(ROOT / "benchmarks" / "peers" / "trl_training.py")], folder / "trl.json", folder / "trl_result.json")
-    result = json.loads((folder / "trl_result.json").read_text(encoding="utf-8"))
-    return Measured(result["samples_per_second"], result["trained_parameters"], result["loss"]), result["version"]
+    _run(python, "benchmarks/peers/trl_training.py", folder / "trl.json", folder / "trl_result.json")
+    return Measured(**json.loads((folder / "trl_result.json").read_text(encoding="utf-8")))
 
 
-def _run(program: Sequence[str], *arguments: str | Path) -> None:
-    """Run a program; its output is shown when it fails."""
-    done = subprocess.run([*program, *map(str, arguments)], capture_output=True, text=True, check=False)
+def _run(python: str | Path, script: str, *arguments: str | Path) -> None:
+    """Run a script of this project; its output is shown when it fails."""
+    done = subprocess.run([python, ROOT / script, *arguments], capture_output=True, text=True, check=False)
     if done.returncode:
         last = "\n".join(done.stderr.strip().splitlines()[-5:])
-        raise TesseraError(f"{Path(program[1]).name} {' '.join(map(str, arguments))}: ended with status {done.returncode}\n{last}")
+        raise TesseraError(f"{Path(script).name} {' '.join(map(str, arguments))}: ended with status {done.returncode}\n{last}")
 
 
-def _report(config: Config, samples: int, version: str, ours: Sequence[Measured], theirs: Sequence[Measured]) -> BenchmarkReport:
+def _report(config: Config, samples: int, ours: Sequence[Measured], theirs: Sequence[Measured]) -> BenchmarkReport:
     machine = Machine.current(default_device())
     faster = Ratio.of([1 / run.samples_per_second for run in ours], [1 / run.samples_per_second for run in theirs])
     rows, measured = [], []
-    for name, runs in (("ours (train.py)", ours), (f"SFTTrainer ({version})", theirs)):
-        rates = [run.samples_per_second for run in runs]
+    for name, runs in (("ours (train.py)", ours), (f"SFTTrainer ({theirs[0].version})", theirs)):
+        rates, parameters = [run.samples_per_second for run in runs], runs[0].trained_parameters
         loss = statistics.median(run.loss for run in runs)
-        each_round, parameters = " ".join(map(format_number, rates)), f"{runs[0].trained_parameters:,}"
-        ours_is_faster_by = str(faster) if runs is theirs else ""
-        rows.append([name, format_number(statistics.median(rates)), each_round, parameters, format_number(loss, 3), ours_is_faster_by])
-        measured.append({"trainer": name, "samples_per_second": rates, "trained_parameters": runs[0].trained_parameters, "loss": loss})
+        numbers = [format_number(statistics.median(rates)), " ".join(map(format_number, rates)), f"{parameters:,}", format_number(loss, 3)]
+        rows.append([name, *numbers, str(faster) if runs is theirs else ""])
+        measured.append({"trainer": name, "samples_per_second": rates, "trained_parameters": parameters, "loss": loss})
     facts = {
         "what": f"{config.name} ({config.model.family}), {samples:,} samples of one question each, batches of "
         f"{config.train.per_device_train_batch_size}, adapters on all linear layers of the language model",
         **machine.facts(),
     }
     title = "Training: samples a second of train.py and of TRL's SFTTrainer"
-    return BenchmarkReport(title, facts, COLUMNS, rows, {"machine": machine.to_dict(), "runs": measured, "faster": asdict(faster)})
+    return BenchmarkReport(title, facts, COLUMNS, rows, {"machine": asdict(machine), "runs": measured, "faster": asdict(faster)})

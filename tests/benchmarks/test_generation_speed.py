@@ -8,7 +8,8 @@ import torch
 
 from answering.config import DecodingConfig
 from benchmarks import generation_speed
-from benchmarks.generation_speed import StockModel, Workload, measure, parse_generated
+from benchmarks.generation_speed import StockModel, measure, parse_generated
+from benchmarks.timing import Workload
 from errors import TesseraError, UsageError
 from model.siglip_qwen.config import SiglipQwenConfig
 
@@ -18,7 +19,7 @@ DECODING = DecodingConfig(num_candidates=3, max_new_tokens=4, batch_size=3)
 
 
 def test_all_paths_return_the_same_candidates() -> None:
-    report = measure("tiny", SMALL, DECODING, Workload(questions=5, rounds=2, stock_batch=2), CPU)
+    report = measure("tiny", SMALL, DECODING, Workload(samples=5, rounds=2, stock_batch=2), CPU)
     ours, *others = report.measured["results"]
     assert [(row["path"], row["batch"]) for row in (ours, *others)] == [("ours", 3), ("stock, one at a time", 1), ("stock, batched", 2)]
     assert ours["questions_per_second"] == pytest.approx(5 / (sum(ours["seconds"]) / 2))
@@ -32,7 +33,7 @@ def test_all_paths_return_the_same_candidates() -> None:
 
 def test_both_sides_run_in_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(generation_speed, "default_dtype", lambda _: torch.bfloat16)
-    report = measure("tiny", SMALL, DECODING, Workload(questions=3, rounds=1, stock_batch=2), CPU)
+    report = measure("tiny", SMALL, DECODING, Workload(samples=3, rounds=1, stock_batch=2), CPU)
     assert [bool(row["seconds"]) for row in report.measured["results"]] == [True] * 3
     assert "bfloat16" in report.facts["model"]
 
@@ -40,7 +41,7 @@ def test_both_sides_run_in_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_different_candidates_are_an_error(monkeypatch: pytest.MonkeyPatch, different_stock: Callable[..., Any]) -> None:
     monkeypatch.setattr(generation_speed, "build_stock", different_stock)
     with pytest.raises(TesseraError, match=r"stock, one at a time: \d of 4 questions have the same candidates as ours"):
-        measure("tiny", SMALL, DECODING, Workload(questions=4, rounds=1), CPU)
+        measure("tiny", SMALL, DECODING, Workload(samples=4, rounds=1), CPU)
 
 
 def test_a_batch_that_does_not_fit_is_halved_and_reported(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,13 +53,13 @@ def test_a_batch_that_does_not_fit_is_halved_and_reported(monkeypatch: pytest.Mo
         return original(stock, batch)
 
     monkeypatch.setattr(StockModel, "answers", answers)
-    report = measure("tiny", SMALL, DECODING, Workload(questions=2, rounds=1, stock_batch=2), CPU)
+    report = measure("tiny", SMALL, DECODING, Workload(samples=2, rounds=1, stock_batch=2), CPU)
     assert report.rows[-1][:3] == ["stock, batched", "2", "out of memory"]
 
 
 def test_only_beam_search_is_measured() -> None:
     with pytest.raises(UsageError, match=r"decoding\.strategy"):
-        measure("tiny", SMALL, DecodingConfig(strategy="sample"), Workload(questions=1, rounds=1), CPU)
+        measure("tiny", SMALL, DecodingConfig(strategy="sample"), Workload(samples=1, rounds=1), CPU)
 
 
 def test_generated_ids_are_cut_after_the_first_end_token() -> None:

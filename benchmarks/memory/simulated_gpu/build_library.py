@@ -20,11 +20,7 @@ import torch
 from errors import TesseraError, UsageError
 
 SOURCE = Path(__file__).with_name("cuda_runtime.c")
-GPU_BYTES_VARIABLE, CONTEXT_BYTES_VARIABLE, SIMULATED_VARIABLE = (
-    "SIMULATED_GPU_BYTES",
-    "SIMULATED_CONTEXT_BYTES",
-    "SIMULATED_GPU",
-)
+SIMULATED_VARIABLE = "SIMULATED_GPU"
 CONTEXT_BYTES = 2**29
 """Assumed size of a CUDA context with its libraries."""
 LIBRARIES = ("libc10_cuda.so", "libtorch_cuda.so", "libtorch_cuda_linalg.so", "libtorch_python.so", "libcaffe2_nvrtc.so")
@@ -41,29 +37,22 @@ def check() -> None:
 
 
 def run(arguments: Sequence[str], gib: float) -> int:
-    """Run a script on a simulated GPU.
+    """Run a script, given as its path and its arguments, on a simulated GPU of this memory; returns its exit status.
 
-    Args:
-        arguments: path of the script and its arguments.
-        gib: memory of the GPU.
-
-    Returns:
-        The exit status of the script.
-
-    Raises:
-        TesseraError: the library cannot be built, or a signal terminated the process.
+    Raises TesseraError if the library cannot be built or a signal terminated the process.
     """
     with tempfile.TemporaryDirectory() as folder:
         library = build(Path(folder))
         # Triton loads the driver by its file name.
         library.with_name("libcuda.so.1").symlink_to(library.name)
-        library_paths = {
-            "LD_LIBRARY_PATH": _prepend_path("LD_LIBRARY_PATH", folder),
-            "LD_PRELOAD": _prepend_path("LD_PRELOAD", str(library)),
+        variables = {
+            **memory_variables(gib),
+            **{name: _prepend_path(name, path) for name, path in (("LD_LIBRARY_PATH", folder), ("LD_PRELOAD", str(library)))},
+            "TRITON_LIBCUDA_PATH": folder,
+            # Each compile worker would load all CUDA libraries.
+            "TORCHINDUCTOR_COMPILE_THREADS": "1",
+            SIMULATED_VARIABLE: "1",
         }
-        library_paths["TRITON_LIBCUDA_PATH"] = folder
-        # Each compile worker would load all CUDA libraries.
-        variables = {**memory_variables(gib), **library_paths, SIMULATED_VARIABLE: "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
         command = [sys.executable, "-m", "benchmarks.memory.simulated_gpu.run_script", *arguments]
         status = subprocess.run(command, env={**os.environ, **variables}, check=False).returncode
     if status < 0:
@@ -78,7 +67,7 @@ def _prepend_path(variable: str, path: str) -> str:
 
 def memory_variables(gib: float) -> dict[str, str]:
     """Environment variables with the memory size, which cuda_runtime.c reads."""
-    return {GPU_BYTES_VARIABLE: str(int(gib * 2**30)), CONTEXT_BYTES_VARIABLE: str(CONTEXT_BYTES)}
+    return {"SIMULATED_GPU_BYTES": str(int(gib * 2**30)), "SIMULATED_CONTEXT_BYTES": str(CONTEXT_BYTES)}
 
 
 def build(folder: Path) -> Path:
@@ -94,12 +83,9 @@ def build(folder: Path) -> Path:
 
 
 def link(folder: Path, headers: Path, called_symbols: set[str]) -> Path:
-    """Compile and link the shared library in `folder`.
+    """Compile and link the shared library in `folder`, with the driver_types.h in `headers`.
 
-    Args:
-        folder: output folder.
-        headers: folder of driver_types.h.
-        called_symbols: functions that the library must define; those that cuda_runtime.c lacks become stubs that return success.
+    Functions of `called_symbols` that cuda_runtime.c lacks become stubs that return success.
     """
     compiled, library, stubs = folder / "cuda_runtime.o", folder / "libsimulated_gpu.so", folder / "stubs.c"
     options = ["-O1", "-w", "-fPIC", "-I", str(SOURCE.parent), "-I", str(headers)]

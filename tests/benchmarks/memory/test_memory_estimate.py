@@ -9,7 +9,6 @@ import pytest
 import torch
 
 import config as configuration
-from benchmarks.memory import blip2_memory, qwen_vl_memory
 from benchmarks.memory.memory_estimate import activation_bytes_per_token, estimate_memory, persistent_bytes
 from benchmarks.recipes import SIZES
 from dataset.loading.collators import Example, PaddedCollator
@@ -53,7 +52,7 @@ def test_the_recipe_for_a_t4_fits_into_half_of_it() -> None:
 def test_blip2_with_opt_2_7b_in_four_bits_meets_its_target_at_eight_samples() -> None:
     config = configuration.load(configuration.DEFAULT.parent / "blip2_vqav2_qlora.yaml")
     assert isinstance(config.model, Blip2Config) and config.train.per_device_train_batch_size == 8
-    parts = blip2_memory.estimate_memory(config.model, config.train).measured["bytes"]
+    parts = estimate_memory("blip2-opt-2.7b", config.model, config.train).measured["bytes"]
     assert 5 < parts["in all"] / 2**30 < 12
     # OPT's layers: 2.5 billion weights of half a byte and their scales; two adapters of rank 16 in each of 32 layers.
     assert parts["language model's layers"] == pytest.approx(2.517e9 * 0.516, rel=0.01)
@@ -63,7 +62,7 @@ def test_blip2_with_opt_2_7b_in_four_bits_meets_its_target_at_eight_samples() ->
 def test_qwen3_vl_4b_in_four_bits_meets_its_target_at_1024_image_tokens() -> None:
     config = configuration.load(configuration.DEFAULT.parent / "qwen3_vl_4b_qlora.yaml")
     assert isinstance(config.model, QwenVlConfig)
-    report = qwen_vl_memory.estimate_memory(config.model, config.train)
+    report = estimate_memory("qwen3-vl-4b", config.model, config.train)
     assert "1,024 of them visual" in report.facts["step"] and "nf4" in report.facts["step"]
     estimated = report.measured["bytes"]
     assert 4 < estimated["in all"] / 2**30 < 14

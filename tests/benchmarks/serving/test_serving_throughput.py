@@ -1,13 +1,16 @@
-"""`tools/benchmark.py serve` sends requests of many clients and of one client to a real server."""
+"""`tools/benchmark.py serve` sends requests of many clients and of one client to a real server, and the same to `transformers serve`."""
 
+import os
 from pathlib import Path
 
 import pytest
 
-from benchmarks.serving.serving_throughput import Workload, measure, synthetic_questions
-from errors import TesseraError
+from benchmarks.serving.serving_throughput import Workload, measure, measure_against_transformers, synthetic_questions
+from errors import TesseraError, UsageError
 
 pytestmark = pytest.mark.xdist_group("server")
+DEMO = Path(os.environ.get("TESSERA_DEMO", "none"))
+WORKLOAD = Workload(questions=6, clients=3, rounds=2)
 
 
 def test_many_clients_get_the_same_answers_as_one(experiment: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -32,3 +35,25 @@ def test_each_question_is_about_a_different_image() -> None:
     questions = synthetic_questions(4)
     assert len({question.image for question in questions}) == 4
     assert all(question.image.startswith(b"\xff\xd8\xff") and question.text for question in questions)
+
+
+def test_a_model_that_is_not_exported_for_transformers_is_one_sentence() -> None:
+    with pytest.raises(UsageError, match=r"^model\.family: --against transformers exports siglip_qwen .* not qwen_vl$"):
+        measure_against_transformers(Path("configs/tiny_qwen3_vl.yaml"), [], WORKLOAD)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (DEMO / "checkpoints/tiny").is_dir(), reason="TESSERA_DEMO names no finished demo run")
+def test_both_servers_give_the_same_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(DEMO)
+    report = measure_against_transformers(Path("configs/tiny.yaml"), [], WORKLOAD)
+    assert [(row["clients"], row["server"]) for row in report.measured["results"]] == [
+        (1, "ours"),
+        (1, "transformers serve"),
+        (3, "ours"),
+        (3, "transformers serve"),
+    ]
+    assert {row["same_answers"] for row in report.measured["results"]} == {WORKLOAD.questions}
+    ours, theirs, *_ = report.measured["results"]
+    speedups = [their / our for our, their in zip(ours["seconds"], theirs["seconds"], strict=True)]
+    assert ours["faster_by"]["median"] == pytest.approx(sum(speedups) / 2)

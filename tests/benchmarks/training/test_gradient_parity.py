@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.full_size_models import build_ours
 from benchmarks.training.gradient_parity import GradientParity, compare
-from benchmarks.training.train_step import Setup, copy_adapters, our_side, stock_side
+from benchmarks.training.trained_models import Setup, copy_adapters, our_side, stock_side
 from dataset.loading.collators import PaddedCollator
 from model.kernels import fused_lora
 from model.siglip_qwen.config import LoraConfig, SiglipQwenConfig

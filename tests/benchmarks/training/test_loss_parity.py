@@ -8,10 +8,9 @@ import pytest
 
 import cli
 import config as configuration
-from benchmarks.training import loss_parity, train_step
+from benchmarks.training import loss_parity, trained_models
 from benchmarks.training.loss_parity import check, measure
-from benchmarks.training.timed_steps import TrainedModel
-from benchmarks.training.train_step import copy_adapters
+from benchmarks.training.trained_models import TrainedModel, copy_adapters
 from errors import TesseraError, UsageError
 from tests.training.conftest import workspace as workspace
 from tools import benchmark
@@ -51,12 +50,12 @@ def test_a_different_training_step_is_detected(workspace: Workspace, monkeypatch
 
     def changed_betas(*arguments: Any) -> Any:
         optimizer = original(*arguments)
-        monkeypatch.setattr(train_step, "build_optimizer", original)
+        monkeypatch.setattr(trained_models, "build_optimizer", original)
         for group in optimizer.param_groups:
             group["betas"] = (0.0, 0.9)
         return optimizer
 
-    monkeypatch.setattr(train_step, "build_optimizer", changed_betas)
+    monkeypatch.setattr(trained_models, "build_optimizer", changed_betas)
     report = measure(configuration.load(workspace()), steps=8, eval_steps=8)
     with pytest.raises(TesseraError, match=r"after 8 steps the validation losses differ by .*expected at most 1%"):
         check(report)

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.training import train_step
-from benchmarks.training.timed_steps import TrainedModel, Variant
-from benchmarks.training.train_step import Workload, measure
-from benchmarks.training.train_step_results import SampleCounts
+from benchmarks.timing import TimedPath, Workload
+from benchmarks.training import trained_models
+from benchmarks.training.train_step import SampleCounts, measure
+from benchmarks.training.trained_models import TrainedModel
 from errors import TesseraError, UsageError
 from model.siglip_qwen.config import LoraConfig, SiglipQwenConfig
 from model.siglip_qwen.processor import Processor
@@ -56,14 +56,14 @@ def test_our_activation_checkpointing_follows_the_settings() -> None:
 
 
 def test_a_batch_that_does_not_fit_is_halved_and_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = Variant.block
+    original = TimedPath.block
 
-    def block(variant: Variant) -> float:
-        if variant.name == "stock" or (variant.name == "stock, checkpointing" and variant.batch == "4"):
+    def block(path: TimedPath) -> float:
+        if path.name == "stock" or (path.name == "stock, checkpointing" and path.batch == "4"):
             raise torch.OutOfMemoryError
-        return original(variant)
+        return original(path)
 
-    monkeypatch.setattr(Variant, "block", block)
+    monkeypatch.setattr(TimedPath, "block", block)
     train = settings(batching="packed", packing_length=160)
     report = measure("tiny", SMALL, train, Workload(samples=5, rounds=1, stock_batch=4), CPU)
     assert [tuple(row[:3]) for row in report.rows if row[2] == "out of memory"] == [
@@ -84,7 +84,7 @@ def test_ours_can_run_without_stock() -> None:
 
 
 def test_different_models_are_an_error(monkeypatch: pytest.MonkeyPatch, different_stock: Callable[..., Any]) -> None:
-    monkeypatch.setattr(train_step, "build_stock", different_stock)
+    monkeypatch.setattr(trained_models, "build_stock", different_stock)
     with pytest.raises(TesseraError, match="the models differ: on the same samples our loss is"):
         measure("tiny", SMALL, settings(), Workload(samples=3, rounds=1), CPU)
 
