@@ -11,8 +11,7 @@ import torch
 
 from answering.decoding.cuda_graphs import CudaGraphCache
 from answering.decoding.decoding_rules import DecodingRules
-from answering.decoding.kv_cache import PromptBatch as PromptBatch
-from answering.decoding.kv_cache import prompt_cache
+from answering.decoding.kv_cache import PromptBatch, prompt_cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +63,7 @@ def beam_search(
     finished_beams = _FinishedBeams(n, k, rules, device)
     for length in range(1, rules.max_new_tokens + 1):
         log_probs = torch.log_softmax(logits, dim=-1)
-        penalised = _penalise(rules, tokens, log_probs)
+        penalised = rules.penalties(tokens.flatten(0, 1), log_probs.flatten(0, 1)).view_as(log_probs)
         # Up to len(ends) * k of the best may end here, and k must remain as beams.
         best, flat_index = (running[:, :, None] + penalised).flatten(1).topk((1 + len(ends)) * k)
         parent, token = flat_index // logits.shape[2], flat_index % logits.shape[2]
@@ -91,12 +90,6 @@ def beam_search(
         unpenalised = unpenalised.gather(1, keep)
         logits = cache.step(tokens[:, :, -1], parent.gather(1, keep))
     return finished_beams.to_lists()
-
-
-def _penalise(rules: DecodingRules, tokens: torch.Tensor, log_probs: torch.Tensor) -> torch.Tensor:
-    """Log-probabilities [M, K, V] of the token after `tokens` [M, K, L], after the penalties."""
-    flat = log_probs.flatten(0, 1)
-    return rules.penalise(tokens.flatten(0, 1), flat, flat).view_as(log_probs)
 
 
 class _FinishedBeams:

@@ -1,11 +1,15 @@
 """Merge generated texts into distinct candidates, best first."""
 
 import math
+import unicodedata
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
-from answering.decoding.candidate_text_key import candidate_key
 from answering.protocol import Candidate
+
+_OPENING = "\"'“‘「『([{（【《〈"
+_CLOSING = "\"'”’」』)]}）】》〉"
+_SENTENCE_ENDS = ".,;:!?…。，、；：！？"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,3 +74,13 @@ def _ranked_log_prob(generation: Generation) -> float:
 def _log_sum_exp(distinct: dict[tuple[Hashable, ...], float]) -> float:
     highest = max(distinct.values())
     return highest + math.log(sum(math.exp(value - highest) for value in distinct.values()))
+
+
+def candidate_key(text: str) -> str:
+    """A key that is equal for texts that differ only in case, full-width forms, whitespace or surrounding punctuation.
+
+    Marks with a meaning (`-5`, `$5`, `.5`, `5%`, `C++`) are kept; a text that is only punctuation keeps it.
+    """
+    folded = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    bare = folded.lstrip(_OPENING).rstrip(_CLOSING + _SENTENCE_ENDS).strip()
+    return bare or folded

@@ -70,16 +70,6 @@ class DecodingRules:
             StopStrings(decoding.stop, decode) if decoding.stop else None,
         )
 
-    def penalise(self, tokens: torch.Tensor, scores: torch.Tensor, otherwise: torch.Tensor) -> torch.Tensor:
-        """Scores after the penalties; `otherwise` if there are no penalties.
-
-        Args:
-            tokens: [R, L] int64 answers so far.
-            scores: [R, V] logits or log-probabilities.
-            otherwise: [R, V].
-        """
-        return self.penalties(tokens, scores) if self.penalties else otherwise
-
     def stopped(self, tokens: torch.Tensor) -> torch.Tensor:
         """Whether the latest of the tokens [..., L] completes a stop text: bool [...]."""
         if self.stop is None:

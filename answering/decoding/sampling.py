@@ -1,6 +1,7 @@
 """Greedy decoding and sampling, token by token. Samples are reproducible in any batch: their uniform random numbers are an argument."""
 
-from collections.abc import Callable, Iterator
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,8 +10,8 @@ import torch
 from answering.decoding.beam_search import GeneratedSequence
 from answering.decoding.cuda_graphs import CudaGraphCache
 from answering.decoding.decoding_rules import DecodingRules
-from answering.decoding.kv_cache import PromptBatch as PromptBatch
-from answering.decoding.kv_cache import prompt_cache
+from answering.decoding.kv_cache import PromptBatch, prompt_cache
+from answering.protocol import Decoding, Request
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +97,7 @@ def _choose(
         uniform: [R] random numbers in 0..1; None takes the most probable token.
     """
     log_probs = torch.log_softmax(logits, dim=-1)
-    scores = rules.penalise(texts, logits, log_probs)
+    scores = rules.penalties(texts, logits) if rules.penalties else log_probs
     tokens = scores.argmax(-1) if uniform is None else sample_tokens(rules.warpers(texts, scores), uniform)
     penalised = torch.log_softmax(scores, dim=-1).gather(1, tokens[:, None])[:, 0] if rules.penalties else None
     return tokens, log_probs.gather(1, tokens[:, None])[:, 0], penalised
@@ -108,6 +109,16 @@ def sample_tokens(logits_rv: torch.Tensor, uniform_r: torch.Tensor) -> torch.Ten
     # Scaled by the last edge, which rounding leaves slightly off 1; with `right`, tokens of probability 0 are never sampled.
     tokens = torch.searchsorted(edges, (uniform_r[:, None] * edges[:, -1:]), right=True)[:, 0]
     return tokens.clamp(max=logits_rv.shape[-1] - 1)
+
+
+def sampling_noise(requests: Sequence[Request], k: int, decoding: Decoding) -> torch.Tensor:
+    """Uniform random numbers [len(requests) * k, max_new_tokens] in 0..1. They depend only on (seed, request id), not on the batch."""
+    rows = []
+    for request in requests:
+        digest = hashlib.blake2b(f"{decoding.seed}\0{request.request_id}".encode(), digest_size=7).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest, "big"))
+        rows.append(torch.rand(k, decoding.max_new_tokens, dtype=torch.float64, generator=generator))
+    return torch.cat(rows)
 
 
 def collect(steps: Iterator[DecodingStep], n: int, k: int) -> list[list[GeneratedSequence]]:

@@ -4,7 +4,7 @@ import numpy as np
 from PIL import Image
 from torch import nn
 
-from answering.decoding.candidate_text_key import candidate_key
+from answering.decoding.candidates import candidate_key
 from answering.protocol import Decoding, Request
 from answering.systems.family_answerer import FamilyAnswerer
 from dataset.loading.image_io import ImageError

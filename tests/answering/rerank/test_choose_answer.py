@@ -21,7 +21,7 @@ from answering.rerank.logistic_regression import LogisticModel
 from answering.rerank.score_fusion import components, fuse, min_max, softmax_min_max
 from answering.rerank.self_evaluation import SelfEvaluator
 from answering.rerank.statements import statement
-from answering.systems.local_model import LocalAnswerer
+from answering.systems.family_answerer import FamilyAnswerer
 from errors import UsageError
 from tests.answering.conftest import make_request
 from visual.clip_scorer import ClipScorer
@@ -204,8 +204,8 @@ def test_a_chosen_answer_is_one_of_the_candidates() -> None:
         reply,
         ClipScorer.score,
         ClipScorer.score_with_priors,
-        LocalAnswerer.answer,
-        LocalAnswerer.stream,
+        FamilyAnswerer.answer,
+        FamilyAnswerer.stream,
     ],
 )
 def test_no_function_has_a_parameter_for_reference_answers(function: Callable[..., Any]) -> None:
