@@ -24,7 +24,7 @@ from answering.protocol import Answerer, Description
 from answering.reply import Reranker
 from answering.rerank.candidate_scores import CORRECTED_SUFFIX
 from answering.rerank.choose_answer import RESERVED_NAMES, RerankPlan
-from answering.rerank.fitted_reranker import explain_mismatch, find_fitted, rerank_settings
+from answering.rerank.fitted_reranker import FitConditions, find_fitted, rerank_settings
 from answering.rerank.image_text_scores import ImageTextScorer
 from answering.systems.family_answerer import FamilyAnswerer
 from answering.systems.openai_endpoint.api_key import api_key
@@ -215,9 +215,8 @@ def build_reranker(
             raise UsageError("rerank.abstain_below: candidates must be scored for that; set rerank.clip or rerank.self_evaluation")
         return None
     identities = {name: scorer_identity(scorer.path, rerank.statement_form) for name, scorer in scorers.items()}
-    wanted = (fitted_folder, identity(description), decoding_record(decoding), identities, rerank_settings(rerank))
-    fitted = find_fitted(*wanted)
-    mismatch = explain_mismatch(*wanted) if fitted is None else None
+    wanted = FitConditions(identity(description), decoding_record(decoding), identities, rerank_settings(rerank))
+    fitted, mismatch = find_fitted(fitted_folder, wanted)
     because = f" ({mismatch})" if mismatch else ""
     if rerank.abstain_below is not None and (fitted is None or fitted.plan.confidence is None):
         raise UsageError(
@@ -232,14 +231,8 @@ def build_reranker(
     if mismatch:
         log.warning("%s: its weights and its confidence are not used; %s fits them again", mismatch, command("tools/eval_rerank.py"))
     image_text_scorers = tuple(
-        ImageTextScorer(
-            name,
-            scorer.scorer,
-            scorer.languages,
-            rerank.statement_form,
-            None if fitted is None else fitted.background_images(name),
-        )
-        for name, scorer in scorers.items()
+        ImageTextScorer(name, loaded.scorer, loaded.languages, rerank.statement_form, fitted and fitted.background_images(name))
+        for name, loaded in scorers.items()
     )
     plan = RerankPlan(rerank.weights, rerank.clip_score_form, rerank.skipped_question_types) if fitted is None else fitted.plan
     return Reranker(image_text_scorers, plan, rerank.self_evaluation, rerank.abstain_below)

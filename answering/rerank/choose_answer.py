@@ -11,11 +11,10 @@ import numpy as np
 from answering.config import RerankWeights
 from answering.protocol import Candidate, Request
 from answering.question_types import SKIPPABLE_QUESTION_TYPES, SkippableQuestionType, skippable_question_type
-from answering.rerank import learned_fusion
-from answering.rerank.candidate_scores import CORRECTED_SUFFIX, SELF_EVALUATION, Signals, image_text_signals
+from answering.rerank.candidate_scores import SELF_EVALUATION, Signals, scores_by_name
 from answering.rerank.confidence import NOT_SURE, Confidence
 from answering.rerank.logistic_regression import LogisticModel
-from answering.rerank.score_fusion import Form, components, fuse, log_likelihoods
+from answering.rerank.score_fusion import Form, components, features, fuse, log_likelihoods
 
 RESERVED_NAMES = frozenset(
     {"first", "random", "majority", "likelihood", "reranked", "learned", "abstaining", "oracle", "fused", SELF_EVALUATION}
@@ -95,7 +94,7 @@ def choose_answer(
     if not signals:
         return ChosenAnswer(choices[displayed], choices)
     fused = rerank(candidates, signals, plan.weights, plan.clip_score_form).fused
-    learned = None if plan.learned is None else tuple(learned_fusion.fused(plan.learned, candidates, signals))
+    learned = None if plan.learned is None else tuple(plan.learned.probabilities(features(candidates, signals)))
     if plan.confidence is None:
         return ChosenAnswer(choices[displayed], choices, fused, learned)
     estimate = plan.confidence.estimate(request.question, request.images, candidates, indices[displayed], signals)
@@ -131,15 +130,10 @@ def select_candidates(
     if signals is None:
         return indices
     skipped = kind is not None and kind in plan.skipped_question_types
-    for name, signal in image_text_signals(signals).items():
-        indices[name] = _argmax(signal.scores)
-        if signal.corrected is not None:
-            indices[name + CORRECTED_SUFFIX] = _argmax(signal.corrected)
-    if SELF_EVALUATION in signals:
-        indices[SELF_EVALUATION] = _argmax(signals[SELF_EVALUATION].scores)
+    indices |= {name: _argmax(scores) for name, scores in scores_by_name(signals).items()}
     indices["reranked"] = 0 if skipped else next(iter(rerank(candidates, signals, plan.weights, plan.clip_score_form).order), 0)
     if plan.learned is not None:
-        indices["learned"] = 0 if skipped or not candidates else _argmax(learned_fusion.fused(plan.learned, candidates, signals))
+        indices["learned"] = 0 if skipped or not candidates else _argmax(plan.learned.probabilities(features(candidates, signals)))
     return indices
 
 

@@ -16,9 +16,8 @@ from answering.protocol import ImageInput
 from answering.question_types import SkippableQuestionType
 from answering.rerank.candidate_scores import SELF_EVALUATION
 from answering.rerank.choose_answer import RerankPlan, displayed_choice, select_candidates
-from answering.rerank.learned_fusion import features
 from answering.rerank.logistic_regression import LogisticModel
-from answering.rerank.score_fusion import Form, components, fuse
+from answering.rerank.score_fusion import Form, components, features, fuse
 from evaluation.answer_selection import RerankPlans
 from evaluation.calibration.confidence_fitting import fit_confidence
 from evaluation.calibration.probability_fits import fit_logistic, group_k_fold

@@ -16,9 +16,8 @@ from answering.rerank.candidate_scores import Signal, Signals
 from answering.rerank.choose_answer import RerankPlan, chosen_text, rerank, select_candidates
 from answering.rerank.confidence import Confidence, confidence_features
 from answering.rerank.image_text_scores import ImageTextScorer
-from answering.rerank.learned_fusion import features
 from answering.rerank.logistic_regression import LogisticModel
-from answering.rerank.score_fusion import components, fuse, min_max, softmax_min_max
+from answering.rerank.score_fusion import components, features, fuse, min_max, softmax_min_max
 from answering.rerank.self_evaluation import SelfEvaluator
 from answering.rerank.statements import statement
 from answering.systems.family_answerer import FamilyAnswerer
