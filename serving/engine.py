@@ -13,9 +13,8 @@ from typing import TypeAlias
 from answering.answerer_factory import ScorerCache, build_answerer, build_reranker
 from answering.config import RerankConfig, System
 from answering.decoding.streaming import RequestFailed, RequestStarted, TokenGenerated, stream_tokens
-from answering.protocol import Answer, Answerer, Decoding, FinishReason, Request
+from answering.protocol import Answer, Answerer, Decoding, FinishReason, Request, StreamedText
 from answering.reply import Reranker, judge
-from answering.streamed_text import StreamedText
 from answering.systems.family_answerer import FamilyAnswerer
 from errors import TesseraError
 from serving.http.error_responses import ServiceError

@@ -135,8 +135,8 @@ def ask(
     Raises:
         TesseraError: the question failed.
     """
+    from answering.protocol import StreamedText
     from answering.reply import CUT, question_request, reply
-    from answering.streamed_text import StreamedText
 
     request = question_request("question", question, images, "conversation" if arguments.long else "vqa")
     if arguments.stream:

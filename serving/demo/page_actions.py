@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from answering.config import DecodingConfig
-from answering.streamed_text import StreamedText
+from answering.protocol import StreamedText
 from dataset.loading.image_io import ImageError, open_image
 from errors import TesseraError
 from serving.demo.decoding_controls import changed_settings
