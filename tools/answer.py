@@ -73,8 +73,7 @@ def _system(config: configuration.Config, arguments: argparse.Namespace) -> Syst
 
 def answer_images(config: configuration.Config, arguments: argparse.Namespace, answerer: "Answerer", reranker: "Reranker | None") -> None:
     """Caption and answer all images of a folder into a JSONL file."""
-    from answering.batch_inference import BatchOptions, answer_folder
-    from answering.failed_images import list_failed
+    from answering.batch_inference import BatchOptions, answer_folder, list_failed
     from answering.model_fingerprint import identity
 
     name = arguments.images.resolve().name

@@ -11,14 +11,15 @@ from answering.protocol import Answer, Candidate
 from answering.reply import Reply
 from answering.rerank.calibration_range import (
     MIN_IMAGES,
+    STATISTICS,
     UNLIKE_CONFIDENCE,
     CalibrationRange,
     ImageRange,
     fit_calibration_range,
+    image_statistics,
     question_words,
 )
 from answering.rerank.confidence import Confidence, Estimate
-from answering.rerank.image_statistics import STATISTICS, image_statistics
 from answering.rerank.logistic_regression import LogisticModel
 
 QUESTIONS = ["What color is the circle?", "What color is the square?", "What shape is red?", "圆形是什么颜色的？", "方形是什么颜色的？"]
