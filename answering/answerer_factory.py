@@ -197,7 +197,7 @@ def build_reranker(
     if mismatch:
         log.warning("%s: its weights and its confidence are not used; %s fits them again", mismatch, command("tools/eval_rerank.py"))
     image_text_scorers = tuple(
-        ImageTextScorer(name, scorer, config.languages, rerank.statement_form, fitted and fitted.background_images(name))
+        ImageTextScorer(name, scorer, config.languages, rerank.statement_form, fitted.background_images(name) if fitted else None)
         for name, (config, scorer) in scorers.items()
     )
     plan = RerankPlan(rerank.weights, rerank.clip_score_form, rerank.skipped_question_types) if fitted is None else fitted.plan

@@ -11,7 +11,7 @@ from typing import Any
 from answering.model_fingerprint import digest
 from answering.protocol import Answer, Answerer, Decoding, ImageInput, Request
 from answering.rerank.candidate_scores import SELF_EVALUATION, Signal, fill_missing
-from answering.rerank.choose_answer import RerankPlan, choose_answer
+from answering.rerank.choose_answer import ChosenAnswer, RerankPlan, choose_answer
 from answering.rerank.image_text_scores import ImageTextScorer, QuestionCandidates
 from answering.rerank.self_evaluation import SelfEvaluator
 from dataset.sample import IMAGE_PLACEHOLDER, Message, Task, detect_language, join_parts
@@ -62,29 +62,17 @@ class Reranker:
         return [(scorer.name, scorer.statement_form) for scorer in self.scorers]
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply(ChosenAnswer):
     """The reply to one question.
 
-    Args:
-        question: its text, without image placeholders.
-        answer: all candidates, or an error.
-        choices: text of the chosen candidate by selection method.
-        chosen: the final answer; "not sure" if the confidence is too low.
-        signals: scores of the candidates by scorer, if they were reranked.
-        fused: fused score of each candidate, 0..1, if they were reranked.
-        confidence: probability that the chosen answer is right, if the plan has a confidence model.
-        unlike: what about the question is unlike those that the confidence was learnt from ("image", "words").
+    question: its text, without image placeholders. answer: all candidates, or an error. signals: scores of the candidates by scorer, if
+    they were reranked.
     """
 
     question: str
     answer: Answer
-    choices: dict[str, str]
-    chosen: str
     signals: dict[str, Signal] = field(default_factory=dict)
-    fused: tuple[float, ...] | None = None
-    confidence: float | None = None
-    unlike: tuple[str, ...] = ()
 
     @property
     def is_cut(self) -> bool:
@@ -178,20 +166,20 @@ def judge(
         answerer: evaluates its own candidates, if the reranker wants it and the answerer supports it.
     """
     signals: list[dict[str, Signal]] = [{} for _ in requests]
-    scored = [i for i, pair in enumerate(zip(requests, answered, strict=True)) if reranker is not None and _is_scorable(*pair)]
     if reranker is not None:
+        scored = [i for i, pair in enumerate(zip(requests, answered, strict=True)) if _is_scorable(*pair)]
         scored_questions = [_question_candidates(requests[i], answered[i]) for i in scored]
+        has_priors = {scorer.name: scorer.background_images is not None for scorer in reranker.scorers}
         for scorer in reranker.scorers:
             for i, signal in zip(scored, scorer.signals(scored_questions), strict=True):
                 if signal is not None:
                     signals[i][scorer.name] = signal
         if reranker.judge and isinstance(answerer, SelfEvaluator):
+            has_priors[SELF_EVALUATION] = False
             probabilities = answerer.judge([requests[i] for i in scored], [question.texts for question in scored_questions], batch_size)
             for i, values in zip(scored, probabilities, strict=True):
                 if values is not None:
                     signals[i][SELF_EVALUATION] = Signal(tuple(values))
-        has_priors = {scorer.name: scorer.background_images is not None for scorer in reranker.scorers}
-        has_priors |= {SELF_EVALUATION: False} if reranker.judge and isinstance(answerer, SelfEvaluator) else {}
         signals = [
             fill_missing(own, has_priors, len(answer.candidates)) if own else {} for own, answer in zip(signals, answered, strict=True)
         ]
@@ -200,8 +188,9 @@ def judge(
 
 def _reply(request: Request, answer: Answer, signals: dict[str, Signal], reranker: Reranker | None) -> Reply:
     plan, abstain_below = (RerankPlan(), None) if reranker is None else (reranker.plan, reranker.abstain_below)
-    chosen = choose_answer(request, answer.candidates, signals, plan, abstain_below)
-    return Reply(request.question, answer, chosen.choices, chosen.text, signals, chosen.fused, chosen.confidence, chosen.unlike)
+    c = choose_answer(request, answer.candidates, signals, plan, abstain_below)
+    chosen = (c.chosen, c.choices, c.fused, c.learned, c.confidence, c.unlike)
+    return Reply(*chosen, question=request.question, answer=answer, signals=signals)
 
 
 def _is_scorable(request: Request, answer: Answer) -> bool:

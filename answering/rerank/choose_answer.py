@@ -44,19 +44,11 @@ class RerankPlan:
 
 
 @dataclass(frozen=True, slots=True)
-class RankedCandidates:
-    """order: indices of the candidates, best first. fused[i]: the fused score of candidate i, 0..1."""
-
-    order: tuple[int, ...]
-    fused: tuple[float, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class ChosenAnswer:
     """The answer to a question.
 
     Args:
-        text: the final answer: the displayed choice, or "not sure" if its confidence is too low.
+        chosen: the final answer: the displayed choice, or "not sure" if its confidence is too low.
         choices: text that each selection method chooses, by its name.
         fused: fused score of each candidate, 0..1; None if nothing was scored, as for the following fields.
         learned: score of each candidate under the learned fusion; None also if the plan has none.
@@ -64,7 +56,7 @@ class ChosenAnswer:
         unlike: what about the question is unlike those that the confidence was learnt from ("image", "words").
     """
 
-    text: str
+    chosen: str
     choices: dict[str, str]
     fused: tuple[float, ...] | None = None
     learned: tuple[float, ...] | None = None
@@ -93,7 +85,7 @@ def choose_answer(
     displayed = displayed_choice(choices)
     if not signals:
         return ChosenAnswer(choices[displayed], choices)
-    fused = rerank(candidates, signals, plan.weights, plan.clip_score_form).fused
+    fused = rerank(candidates, signals, plan.weights, plan.clip_score_form)
     learned = None if plan.learned is None else tuple(plan.learned.probabilities(features(candidates, signals)))
     if plan.confidence is None:
         return ChosenAnswer(choices[displayed], choices, fused, learned)
@@ -103,12 +95,9 @@ def choose_answer(
     return ChosenAnswer(text, choices, fused, learned, estimate.value, estimate.unlike)
 
 
-def rerank(candidates: Sequence[Candidate], signals: Signals, weights: RerankWeights, form: Form = "softmax") -> RankedCandidates:
-    """Order candidates by fused score; of equal ones the earlier comes first. Raises UsageError as `fuse` and `components` do."""
-    if not candidates:
-        return RankedCandidates((), ())
-    fused = fuse(components(candidates, signals, form), weights)
-    return RankedCandidates(best_first(fused), tuple(fused.tolist()))
+def rerank(candidates: Sequence[Candidate], signals: Signals, weights: RerankWeights, form: Form = "softmax") -> tuple[float, ...]:
+    """The fused score of each candidate, 0..1; of equal ones the earlier is better. Raises UsageError as `fuse` and `components` do."""
+    return tuple(fuse(components(candidates, signals, form), weights).tolist()) if candidates else ()
 
 
 def select_candidates(
@@ -131,7 +120,7 @@ def select_candidates(
         return indices
     skipped = kind is not None and kind in plan.skipped_question_types
     indices |= {name: _argmax(scores) for name, scores in scores_by_name(signals).items()}
-    indices["reranked"] = 0 if skipped else next(iter(rerank(candidates, signals, plan.weights, plan.clip_score_form).order), 0)
+    indices["reranked"] = 0 if skipped else _argmax(rerank(candidates, signals, plan.weights, plan.clip_score_form))
     if plan.learned is not None:
         indices["learned"] = 0 if skipped or not candidates else _argmax(plan.learned.probabilities(features(candidates, signals)))
     return indices
@@ -145,11 +134,6 @@ def displayed_choice(choices: Container[str]) -> str:
 def chosen_text(candidates: Sequence[Candidate], index: int) -> str:
     """Text of a chosen candidate; "unknown" if it is empty or there are no candidates."""
     return (candidates[index].text.strip() if candidates else "") or UNKNOWN_ANSWER
-
-
-def best_first(scores: np.ndarray) -> tuple[int, ...]:
-    """Indices by descending score; of equal scores the earlier comes first."""
-    return tuple(np.argsort(-scores, kind="stable").tolist())
 
 
 def _argmax(scores: Sequence[float]) -> int:

@@ -124,8 +124,8 @@ class EndpointAnswerer:
         penalties = {name: value for name in ("presence_penalty", "frequency_penalty") if (value := getattr(decoding, name))}
         stop = {"stop": list(decoding.stop)} if decoding.stop else {}
         temperature = 0.0 if index is None else decoding.temperature
-        limit = {self.system.token_limit: decoding.max_new_tokens}
-        return {"temperature": temperature, **limit, **logprob_options, **penalties, **stop, **sampling}
+        options = {**logprob_options, **penalties, **stop, **sampling}
+        return {"temperature": temperature, self.system.token_limit: decoding.max_new_tokens, **options}
 
     def _read(self, choice: Choice, request: Request) -> Generation:
         raw = (choice.text or "").strip()
