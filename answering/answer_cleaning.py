@@ -77,8 +77,5 @@ def _repeats_question(match: re.Match[str], question: str) -> bool:
 
 
 def _strip_full_stop(text: str) -> str:
-    if text.endswith("。"):
-        return text[:-1]
-    if text.endswith(".") and not text.endswith("..") and not re.search(ENDS_WITH_ABBREVIATION, text, re.IGNORECASE):
-        return text[:-1]
-    return text
+    ends_sentence = text.endswith(".") and not text.endswith("..") and not re.search(ENDS_WITH_ABBREVIATION, text, re.IGNORECASE)
+    return text[:-1] if ends_sentence or text.endswith("。") else text

@@ -86,11 +86,20 @@ def check_system(system: System, where: str | None = None) -> None:
         raise UsageError(f"{where}adapter: {system.adapter} does not exist")
 
 
+NOT_IN_OPENAI_API = ("top_k", "repetition_penalty", "no_repeat_ngram_size", "length_penalty")
+"""Decoding settings that OpenAI's API does not have."""
+
+
 def check_decoding(decoding: DecodingConfig, systems: Iterable[System]) -> None:
     """Raise UsageError if `systems` cannot use these decoding settings on this machine. Loads nothing."""
+    changed = decoding_settings(decoding)
     for system in systems:
         if isinstance(system, OpenAiSystem):
-            _check_endpoint_decoding(decoding, system)
+            if unknown := [name for name in NOT_IN_OPENAI_API if name in changed]:
+                raise UsageError(
+                    f"decoding.{unknown[0]}: {changed[unknown[0]]}, but system {system.name} is asked through OpenAI's API, which has no "
+                    "such setting; leave it out, or set it in the system's extra_body if the endpoint knows it"
+                )
         elif isinstance(system, CheckpointSystem) and decoding.cuda_graphs is True:
             if default_device().type != "cuda":
                 raise UsageError("decoding.cuda_graphs: true, but there is no CUDA device; set it to auto or false")
@@ -98,20 +107,6 @@ def check_decoding(decoding: DecodingConfig, systems: Iterable[System]) -> None:
                 raise UsageError(
                     f"decoding.cuda_graphs: true, but system {system.name} is quantised to {system.quantization}; set it to auto or false"
                 )
-
-
-NOT_IN_OPENAI_API = ("top_k", "repetition_penalty", "no_repeat_ngram_size", "length_penalty")
-"""Decoding settings that OpenAI's API does not have."""
-
-
-def _check_endpoint_decoding(decoding: DecodingConfig, system: OpenAiSystem) -> None:
-    changed = decoding_settings(decoding)
-    for name in NOT_IN_OPENAI_API:
-        if name in changed:
-            raise UsageError(
-                f"decoding.{name}: {changed[name]}, but system {system.name} is asked through OpenAI's API, which has no such setting; "
-                "leave it out, or set it in the system's extra_body if the endpoint knows it"
-            )
 
 
 def load_scorer(
@@ -160,7 +155,9 @@ def build_reranker(
     fitted_folder: Path,
     scorer_cache: ScorerCache | None = None,
 ) -> Reranker | None:
-    """The reranker of a system. It uses the values fitted on the validation split if `fitted_folder` has them for exactly this system.
+    """The reranker of a system; None if nothing scores candidates.
+
+    It uses the values fitted on the validation split if `fitted_folder` has them for exactly this system.
 
     Args:
         rerank: scorers and configured weights.
@@ -169,11 +166,7 @@ def build_reranker(
         fitted_folder: folder with fitted rerankers, one file per system.
         scorer_cache: as of `build_scorers`.
 
-    Returns:
-        None if nothing scores candidates.
-
-    Raises:
-        UsageError: `abstain_below` or `clip_score_form: prior_corrected` is set, and the values they need have not been fitted.
+    Raises UsageError if `abstain_below` or `clip_score_form: prior_corrected` is set, and the values they need have not been fitted.
     """
     scorers = build_scorers(rerank, scorer_cache)
     if not scorers and not rerank.self_evaluation:

@@ -45,11 +45,7 @@ class FailedImage:
 class BatchOptions:
     """What to ask about every image.
 
-    Args:
-        caption: the instruction that asks for a description.
-        question: a short-answer question; None asks for captions alone.
-        decoding: how answers are generated.
-        max_caption_tokens: longest caption in tokens.
+    caption: the instruction that asks for a description. question: a short-answer question; None asks for captions alone.
     """
 
     caption: str

@@ -81,13 +81,8 @@ class Candidate:
 class Answer:
     """Candidates, best first and distinct after normalisation; or an error message and no candidates.
 
-    Args:
-        request_id: that of the request.
-        candidates: the candidates.
-        error: why there are none.
-        prompt: the text of the prompt as the model received it.
-        visual_tokens: positions that the request's images take in the language model's input; None if the system does not say.
-        finish_reasons: why each candidate ended; empty if the system does not say.
+    prompt: its text as the model received it. visual_tokens: positions that the request's images take in the language model's input; None
+    if the system does not say. finish_reasons: why each candidate ended; empty if the system does not say.
     """
 
     request_id: str

@@ -139,8 +139,7 @@ def save_reply(reply: Reply, images: Sequence[Path], folder: Path, model: dict[s
         folder: where the two files go.
         model: identifies the system, as `model_fingerprint.identity` gives it.
 
-    Raises:
-        ImageError: an image cannot be read.
+    Raises ImageError if an image cannot be read.
     """
     digest = hashlib.blake2b(json.dumps([reply.question, model], default=str).encode(), digest_size=4).hexdigest()
     path = folder / f"{printable_path(images[0].stem) if images else 'question'}-{digest}.png"

@@ -25,11 +25,8 @@ CUT = "cut at the largest number of tokens (decoding.max_new_tokens): the answer
 class Reranker:
     """Scorers of candidates, and the fitted or configured values by which one is chosen.
 
-    Args:
-        scorers: image-text scorers.
-        plan: weights and fitted models.
-        judge: whether an answerer that can evaluate its own candidates is asked to.
-        abstain_below: an answer with lower confidence becomes "not sure"; the plan must have a confidence model.
+    judge: whether an answerer that can evaluate its own candidates is asked to. abstain_below: an answer with lower confidence becomes
+    "not sure"; the plan must have a confidence model.
     """
 
     scorers: tuple[ImageTextScorer, ...]
@@ -51,15 +48,12 @@ class Reranker:
         return self._digest(with_old_keys("rerank", plan, confidence="credibility"))
 
     def _digest(self, plan: dict[str, Any]) -> str:
-        return digest(self.scorer_names(), plan, self.judge, self.abstain_below)
+        scorers = [(scorer.name, scorer.statement_form) for scorer in self.scorers]
+        return digest(scorers, plan, self.judge, self.abstain_below)
 
     def without_confidence(self) -> "Reranker":
         """The same without a confidence: it is fitted for one decoding, and means nothing for another."""
         return dataclasses.replace(self, plan=dataclasses.replace(self.plan, confidence=None))
-
-    def scorer_names(self) -> list[tuple[str, str]]:
-        """Name and statement form of each scorer."""
-        return [(scorer.name, scorer.statement_form) for scorer in self.scorers]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,13 +108,8 @@ class Reply(ChosenAnswer):
         """Lines to print: that the answer was cut, if it was; the confidence if known; then a table of candidates with mean log-probability
         per token (nats), the score of each scorer, the fused score, and the text."""
         names = list(self.signals)
-        headers = [
-            "mean log p",
-            *(name.upper() if name == "clip" else name for name in names),
-            *(["fused"] if self.fused else []),
-            "candidate",
-        ]
-        rows = []
+        columns = ["CLIP" if name == "clip" else name for name in names] + (["fused"] if self.fused else [])
+        rows = [["mean log p", *columns, "candidate"]]
         for i, candidate in enumerate(self.answer.candidates):
             likelihood = "-" if candidate.mean_log_prob is None else f"{candidate.mean_log_prob:.3f}"
             scores = [f"{self.signals[name].scores[i]:.2f}" for name in names] + ([f"{self.fused[i]:.3f}"] if self.fused else [])
@@ -130,7 +119,7 @@ class Reply(ChosenAnswer):
             displayed = self.choices.get("reranked", self.choices["first"])
             confidence_lines = [f'how likely "{displayed}" is right: {self.confidence:.0%}{self.unlike_note()}']
         cut_lines = [CUT] if self.is_cut else []
-        return cut_lines + confidence_lines + ["  ".join([*(cell.rjust(10) for cell in row[:-1]), row[-1]]) for row in [headers, *rows]]
+        return cut_lines + confidence_lines + ["  ".join([*(cell.rjust(10) for cell in row[:-1]), row[-1]]) for row in rows]
 
 
 def question_request(request_id: str, question: str, images: Sequence[ImageInput], task: Task = "vqa") -> Request:
@@ -167,7 +156,8 @@ def judge(
     """
     signals: list[dict[str, Signal]] = [{} for _ in requests]
     if reranker is not None:
-        scored = [i for i, pair in enumerate(zip(requests, answered, strict=True)) if _is_scorable(*pair)]
+        pairs = enumerate(zip(requests, answered, strict=True))
+        scored = [i for i, (request, answer) in pairs if answer.candidates and request.images and request.short]
         scored_questions = [_question_candidates(requests[i], answered[i]) for i in scored]
         has_priors = {scorer.name: scorer.background_images is not None for scorer in reranker.scorers}
         for scorer in reranker.scorers:
@@ -191,10 +181,6 @@ def _reply(request: Request, answer: Answer, signals: dict[str, Signal], reranke
     c = choose_answer(request, answer.candidates, signals, plan, abstain_below)
     chosen = (c.chosen, c.choices, c.fused, c.learned, c.confidence, c.unlike)
     return Reply(*chosen, question=request.question, answer=answer, signals=signals)
-
-
-def _is_scorable(request: Request, answer: Answer) -> bool:
-    return bool(answer.candidates and request.images) and request.short
 
 
 def _question_candidates(request: Request, answer: Answer) -> QuestionCandidates:

@@ -16,12 +16,9 @@ from answering.decoding.kv_cache import PromptBatch, prompt_cache
 
 @dataclass(frozen=True, slots=True)
 class GeneratedSequence:
-    """Generated token ids, including the end token if one was reached.
+    """Generated token ids, including the end token if one was reached, and their summed log-probability under the model alone, in nats.
 
-    Args:
-        token_ids: the tokens.
-        log_prob: their summed log-probability under the model alone, in nats.
-        penalised_log_prob: the same after the penalties of the decoding, by which sequences are ranked; None: there are none.
+    penalised_log_prob: the same after the penalties of the decoding, by which sequences are ranked; None: there are none.
     """
 
     token_ids: tuple[int, ...]
@@ -76,7 +73,8 @@ def beam_search(
         if length == rules.max_new_tokens:
             break
         running, keep = best.masked_fill(ended, -torch.inf).topk(k)
-        active = running[:, 0] / length**rules.length_penalty > finished_beams.worst(questions)
+        # The last score of a list that is not full is -inf.
+        active = running[:, 0] / length**rules.length_penalty > finished_beams.scores[questions, -1]
         if cancelled is not None:
             active &= ~torch.tensor([cancelled(question) for question in questions.tolist()], device=device)
         if not active.any():
@@ -120,10 +118,6 @@ class _FinishedBeams:
             kept[questions] = torch.cat([kept[questions], new], dim=1).gather(1, top_indices)
         both = torch.cat([self.tokens[questions], padded], dim=1)
         self.tokens[questions] = both.gather(1, top_indices[:, :, None].expand(-1, -1, both.shape[2]))
-
-    def worst(self, questions: torch.Tensor) -> torch.Tensor:
-        """Score [M] of the last sequence in each list; -inf if the list is not full."""
-        return self.scores[questions, -1]
 
     def to_lists(self) -> list[list[GeneratedSequence]]:
         # What was never filled, or only with what the rules forbid, has no log-probability under the model either.

@@ -19,13 +19,10 @@ from answering.decoding.cuda_graphs import CudaGraphCache, CudaGraphRunner, Prea
 
 @dataclass(frozen=True, slots=True)
 class PromptBatch:
-    """Left-padded prompts.
+    """Left-padded prompts: input_ids and attention_mask [N, T] int64.
 
-    Args:
-        input_ids: [N, T] int64.
-        attention_mask: [N, T] int64.
-        position_ids: [N, T], or [axes, N, T] for models with several position axes.
-        images: further arguments of the forward pass, such as pixel_values.
+    position_ids: [N, T], or [axes, N, T] for models with several position axes. images: further arguments of the forward pass, such as
+    pixel_values.
     """
 
     input_ids: torch.Tensor

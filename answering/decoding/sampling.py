@@ -88,13 +88,9 @@ def decode_steps(
 def _choose(
     rules: DecodingRules, texts: torch.Tensor, logits: torch.Tensor, uniform: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """The next tokens [R] of the answers so far, and their log-probabilities before and after the penalties.
+    """The next tokens [R] of the answers so far, texts [R, L] int64, and their log-probabilities before and after the penalties.
 
-    Args:
-        rules: penalties and temperature.
-        texts: [R, L] int64.
-        logits: [R, V].
-        uniform: [R] random numbers in 0..1; None takes the most probable token.
+    logits: [R, V]. uniform: [R] random numbers in 0..1; None takes the most probable token.
     """
     log_probs = torch.log_softmax(logits, dim=-1)
     scores = rules.penalties(texts, logits) if rules.penalties else log_probs
@@ -127,8 +123,7 @@ def collect(steps: Iterator[DecodingStep], n: int, k: int) -> list[list[Generate
     log_probs = [0.0] * (n * k)
     penalised: list[float | None] = [None] * (n * k)
     for step in steps:
-        none: list[float | None] = [None] * len(step.rows)
-        after_penalties = none if step.penalised_log_probs is None else step.penalised_log_probs.tolist()
+        after_penalties = [None] * len(step.rows) if step.penalised_log_probs is None else step.penalised_log_probs.tolist()
         columns = (step.rows.tolist(), step.tokens.tolist(), step.log_probs.tolist(), after_penalties)
         for row, token, log_prob, penalised_log_prob in zip(*columns, strict=True):
             tokens[row].append(token)

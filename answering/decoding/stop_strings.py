@@ -6,12 +6,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class StopStrings:
-    """Finds stop texts in answers that are still being generated.
-
-    Args:
-        texts: an answer ends before the first of them.
-        decode: text of token ids, with its whitespace.
-    """
+    """Finds stop texts in answers that are still being generated. decode: text of token ids, with its whitespace."""
 
     texts: tuple[str, ...]
     decode: Callable[[Sequence[int]], str]
@@ -37,13 +32,9 @@ def without_beginning_of(text: str, stops: Sequence[str]) -> str:
 
 @dataclass(slots=True)
 class IncrementalDetokenizer:
-    """Turns token ids that arrive one by one into text.
+    """Turns token ids that arrive one by one into text, up to the first text in `stop`.
 
-    Args:
-        text: text of token ids, with its whitespace.
-        stop: texts before which the answer ends.
-        ids: the tokens so far.
-        num_emitted: number of characters returned so far.
+    text: text of token ids, with its whitespace. num_emitted: number of characters returned so far.
     """
 
     text: Callable[[Sequence[int]], str]

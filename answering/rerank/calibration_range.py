@@ -78,10 +78,7 @@ class ImageRange:
 class CalibrationRange:
     """The words and the images of the calibration questions, and the distances up to which a question is like them.
 
-    Args:
-        words: all words of the questions
-        word_limit: largest share of unknown words
-        images: range of the images; None where the calibration had fewer than MIN_IMAGES
+    word_limit: largest share of unknown words. images: None where the calibration had fewer than MIN_IMAGES.
     """
 
     words: tuple[str, ...]
@@ -102,12 +99,7 @@ class CalibrationRange:
 
 
 def fit_calibration_range(questions: Sequence[str], images: Sequence[Sequence[ImageInput]]) -> CalibrationRange:
-    """The range of calibration questions.
-
-    Args:
-        questions: their texts
-        images: the images of each
-    """
+    """The range of calibration questions, of their texts and the images of each."""
     owners = Counter(word for question in questions for word in question_words(question))
     shares = [float(np.mean([owners[word] == 1 for word in words])) for question in questions if (words := question_words(question))]
     word_limit = float(np.quantile(shares, QUANTILE, method="higher")) if shares else 0.0

@@ -141,8 +141,4 @@ def _argmax(scores: Sequence[float]) -> int:
 
 
 def _majority(candidates: Sequence[Candidate]) -> int:
-    def weight(index: int) -> tuple[float, float, int]:
-        candidate = candidates[index]
-        return candidate.count, candidate.log_prob if candidate.log_prob is not None else 0.0, -index
-
-    return max(range(len(candidates)), key=weight, default=0)
+    return max(range(len(candidates)), key=lambda i: (candidates[i].count, candidates[i].log_prob or 0.0, -i), default=0)

@@ -29,10 +29,8 @@ class Estimate:
 class Confidence:
     """Turns features of a chosen answer into a probability that holds for questions like those of the calibration.
 
-    Args:
-        model: logistic model of the features.
-        steps: isotonic steps that follow it, if it was calibrated so.
-        calibration_range: which questions are like those of the calibration; None in files of earlier versions: all.
+    steps: isotonic steps that follow the logistic model, if it was calibrated so. calibration_range: which questions are like those of the
+    calibration; None in files of earlier versions: all.
     """
 
     model: LogisticModel

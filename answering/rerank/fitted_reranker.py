@@ -25,11 +25,7 @@ from renamed_keys import with_new_keys
 class FitConditions:
     """What a plan is fitted for; it is valid for exactly that.
 
-    Args:
-        model: identifies the model.
-        decoding: the decoding settings.
-        scorers: the identity of each scorer by name.
-        settings: the configured settings (`rerank_settings`) that it replaces.
+    model: its identity. scorers: the identity of each by name. settings: the configured ones (`rerank_settings`) that the plan replaces.
     """
 
     model: dict[str, Any]

@@ -81,10 +81,8 @@ def fuse(parts: Mapping[str, np.ndarray], weights: RerankWeights) -> np.ndarray:
 
 
 def _scaled_scores(name: str, signal: Signal, form: Form) -> np.ndarray:
-    if form == "raw":
-        return min_max(signal.scores)
-    if form == "softmax":
-        return softmax_min_max(signal.scores)
+    if form != "prior_corrected":
+        return min_max(signal.scores) if form == "raw" else softmax_min_max(signal.scores)
     if signal.corrected is None:
         raise UsageError(
             f"rerank.clip_score_form: prior_corrected needs the scores of {name} on background images; "

@@ -101,7 +101,6 @@ class EndpointClient:
 
 
 def _is_retryable(error: openai.OpenAIError) -> bool:
-    """Whether a retry may succeed."""
     if isinstance(error, openai.APIStatusError):
         # An exhausted quota has the status of a rate limit, but a retry does not help.
         return (error.status_code in RETRYABLE_STATUSES and error.code != "insufficient_quota") or error.status_code >= 500
