@@ -73,7 +73,6 @@ def beam_search(
         if length == rules.max_new_tokens:
             break
         running, keep = best.masked_fill(ended, -torch.inf).topk(k)
-        # The last score of a list that is not full is -inf.
         active = running[:, 0] / length**rules.length_penalty > finished_beams.scores[questions, -1]
         if cancelled is not None:
             active &= ~torch.tensor([cancelled(question) for question in questions.tolist()], device=device)
@@ -91,7 +90,7 @@ def beam_search(
 
 
 class _FinishedBeams:
-    """The k best finished sequences of each question."""
+    """The k best finished sequences of each question, best first; the last score of a list that is not full is -inf."""
 
     def __init__(self, n: int, k: int, rules: DecodingRules, device: torch.device):
         self.rules = rules

@@ -173,7 +173,7 @@ class FamilyAnswerer:
         cancelled: Callable[[int], bool] | None = None,
         graph_cache: CudaGraphCache | None = None,
     ) -> Iterator[DecodingStep]:
-        """The k samples of each request with `strategy: sample`, else its greedy answer, token by token."""
+        """The k samples of each request with `strategy: sample`, else (k = 1) its greedy answer; the rest as of `sampling.decode_steps`."""
         batch = self.collate(prompts)
         uniform = sampling_noise(requests, k, decoding).to(batch.input_ids.device) if decoding.strategy == "sample" else None
         return decode_steps(self.model, batch, k, self.rules(decoding), uniform, cancelled, graph_cache)
