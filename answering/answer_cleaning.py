@@ -7,7 +7,6 @@ from dataset.sample import question_text
 
 _DETERMINER = r"(?:(?:the|this|that|these|those|his|her|its|their)\s+)?"
 
-
 ANSWER_SENTENCES: tuple[str, ...] = (
     rf"{_DETERMINER}(?P<subject>[\w'’ -]{{1,60}}?)\s+(?P<verb>is|are|was|were|says?|reads?)\b\s*:?\s*(?P<answer>.+)",
     r"(?P<subject>answer)\s*(?P<verb>:)\s*(?P<answer>.+)",
@@ -15,17 +14,13 @@ ANSWER_SENTENCES: tuple[str, ...] = (
 )
 """Regular expressions of whole sentences that contain a short answer."""
 
-
 YES_NO_SENTENCE = r"(?P<answer>yes|no|是的|不是|没有|是|不|有|对)\s*[,，.。;；、]\s*.+"
 """A yes or no followed by a sentence."""
-
 
 COUNT_SENTENCE = r"there\s+(?:is|are|was|were)\s+(?P<answer>\d+|no|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve)\b.*"
 """A sentence around a number."""
 
-
 ANSWER_WORDS = ("answer", "答案")
-
 
 STOP_WORDS = frozenset(
     re.findall(
@@ -35,7 +30,6 @@ STOP_WORDS = frozenset(
     )
 )
 """Words that do not show whether a sentence repeats its question."""
-
 
 ENDS_WITH_ABBREVIATION = (
     r"(?:(?:^|\s)(?:[^\W\d_]\.)+[^\W\d_]|\s[^\W\d_]|(?:^|\s)(?:mr|mrs|ms|dr|st|jr|sr|vs|etc|inc|ltd|co|corp|ave|rd|blvd|mt|ft))\.$"
@@ -83,8 +77,5 @@ def _repeats_question(match: re.Match[str], question: str) -> bool:
 
 
 def _strip_full_stop(text: str) -> str:
-    if text.endswith("。"):
-        return text[:-1]
-    if text.endswith(".") and not text.endswith("..") and not re.search(ENDS_WITH_ABBREVIATION, text, re.IGNORECASE):
-        return text[:-1]
-    return text
+    ends_sentence = text.endswith(".") and not text.endswith("..") and not re.search(ENDS_WITH_ABBREVIATION, text, re.IGNORECASE)
+    return text[:-1] if ends_sentence or text.endswith("。") else text

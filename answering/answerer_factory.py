@@ -13,7 +13,6 @@ from answering.config import (
     CheckpointSystem,
     DecodingConfig,
     OpenAiSystem,
-    QwenVlSystem,
     RerankConfig,
     ScorerConfig,
     System,
@@ -24,12 +23,11 @@ from answering.protocol import Answerer, Description
 from answering.reply import Reranker
 from answering.rerank.candidate_scores import CORRECTED_SUFFIX
 from answering.rerank.choose_answer import RESERVED_NAMES, RerankPlan
-from answering.rerank.fitted_reranker import explain_mismatch, find_fitted, rerank_settings
+from answering.rerank.fitted_reranker import FitConditions, find_fitted, rerank_settings
 from answering.rerank.image_text_scores import ImageTextScorer
 from answering.systems.family_answerer import FamilyAnswerer
 from answering.systems.openai_endpoint.api_key import api_key
 from dataset.loading.image_io import open_image
-from dataset.sample import Language
 from errors import UsageError, command
 from model.checkpoint_manifest import latest_checkpoint
 from model.family import LoadOptions, family, family_of, read_model_config
@@ -45,30 +43,27 @@ def default_device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def build_answerer(
-    system: System, *, checkpoint_folder: Path, device: torch.device | str | None = None, dtype: torch.dtype | None = None
-) -> Answerer:
-    """Load a system.
+def build_answerer(system: System, *, checkpoint_folder: Path, device: torch.device | str | None = None) -> Answerer:
+    """Load a system, from `eval.systems`, in bf16 on CUDA (fp16 where bf16 is not native) and in fp32 elsewhere.
 
-    Args:
-        system: which system, from `eval.systems`.
-        checkpoint_folder: where `path: latest` of a checkpoint looks.
-        device: `default_device()` if None.
-        dtype: bf16 on CUDA (fp16 where bf16 is not native) and fp32 elsewhere if None.
-
-    Raises:
-        UsageError: something that the system names is missing or is a model of another family; the message is one line.
+    checkpoint_folder: where `path: latest` of a checkpoint looks. device: `default_device()` if None. Raises UsageError if something that
+    the system names is missing or is a model of another family; the message is one line.
     """
-    device = device or default_device()
+    options = LoadOptions(device=device or default_device())
     if isinstance(system, CheckpointSystem):
-        return _build_checkpoint(system, checkpoint_folder, device, dtype)
+        return _build_checkpoint(system, checkpoint_folder, options)
     if isinstance(system, OpenAiSystem):
         check_system(system)
         # The client is an optional dependency and takes a second to import.
-        from answering.systems.openai_endpoint import openai_answerer
+        from answering.systems.openai_endpoint.client import EndpointClient
+        from answering.systems.openai_endpoint.openai_answerer import EndpointAnswerer
 
-        return openai_answerer.load(system)
-    return _build_pretrained(system, device, dtype)
+        return EndpointAnswerer(system, EndpointClient(system, api_key(system, f"system {system.name}, ")))
+    settings = dataclasses.asdict(system)
+    model, processor = family(system.family).load_pretrained(f"system {system.name}, ", settings, options)
+    described = {name: settings[name] for name in system.described}
+    max_image_side = settings.get("max_image_side")
+    return FamilyAnswerer(model, processor, PromptPolicy.from_config(system), described, kind=system.kind, max_image_side=max_image_side)
 
 
 def check_system(system: System, where: str | None = None) -> None:
@@ -91,11 +86,20 @@ def check_system(system: System, where: str | None = None) -> None:
         raise UsageError(f"{where}adapter: {system.adapter} does not exist")
 
 
+NOT_IN_OPENAI_API = ("top_k", "repetition_penalty", "no_repeat_ngram_size", "length_penalty")
+"""Decoding settings that OpenAI's API does not have."""
+
+
 def check_decoding(decoding: DecodingConfig, systems: Iterable[System]) -> None:
     """Raise UsageError if `systems` cannot use these decoding settings on this machine. Loads nothing."""
+    changed = decoding_settings(decoding)
     for system in systems:
         if isinstance(system, OpenAiSystem):
-            _check_endpoint_decoding(decoding, system)
+            if unknown := [name for name in NOT_IN_OPENAI_API if name in changed]:
+                raise UsageError(
+                    f"decoding.{unknown[0]}: {changed[unknown[0]]}, but system {system.name} is asked through OpenAI's API, which has no "
+                    "such setting; leave it out, or set it in the system's extra_body if the endpoint knows it"
+                )
         elif isinstance(system, CheckpointSystem) and decoding.cuda_graphs is True:
             if default_device().type != "cuda":
                 raise UsageError("decoding.cuda_graphs: true, but there is no CUDA device; set it to auto or false")
@@ -103,20 +107,6 @@ def check_decoding(decoding: DecodingConfig, systems: Iterable[System]) -> None:
                 raise UsageError(
                     f"decoding.cuda_graphs: true, but system {system.name} is quantised to {system.quantization}; set it to auto or false"
                 )
-
-
-NOT_IN_OPENAI_API = ("top_k", "repetition_penalty", "no_repeat_ngram_size", "length_penalty")
-"""Decoding settings that OpenAI's API does not have."""
-
-
-def _check_endpoint_decoding(decoding: DecodingConfig, system: OpenAiSystem) -> None:
-    changed = decoding_settings(decoding)
-    for name in NOT_IN_OPENAI_API:
-        if name in changed:
-            raise UsageError(
-                f"decoding.{name}: {changed[name]}, but system {system.name} is asked through OpenAI's API, which has no such setting; "
-                "leave it out, or set it in the system's extra_body if the endpoint knows it"
-            )
 
 
 def load_scorer(
@@ -131,44 +121,21 @@ class ScorerCache:
     """Scorers shared by several parts of one process: each is loaded on first use. Not thread-safe."""
 
     def __init__(self) -> None:
-        self._scorers: dict[str, clip_scorer.ClipScorer] = {}
+        self._scorers: dict[Path | str, clip_scorer.ClipScorer] = {}
 
-    def load(
-        self, name: str, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None, key: str = "rerank.clip"
-    ) -> clip_scorer.ClipScorer:
-        """As `load_scorer`; the cached scorer if the same folder was already loaded on this device in this dtype."""
-        cache_key = f"{Path(name).resolve() if Path(name).is_dir() else name} {device} {dtype}"
+    def load(self, name: str, *, key: str = "rerank.clip") -> clip_scorer.ClipScorer:
+        """As `load_scorer`; the cached scorer if the same folder was already loaded."""
+        cache_key = Path(name).resolve() if Path(name).is_dir() else name
         if cache_key not in self._scorers:
-            self._scorers[cache_key] = load_scorer(name, device=device, dtype=dtype, key=key)
+            self._scorers[cache_key] = load_scorer(name, key=key)
         return self._scorers[cache_key]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class LoadedScorer:
-    """An image-text scorer, the folder or hub name it was loaded from, and the languages it supports."""
+def build_scorers(rerank: RerankConfig, scorer_cache: ScorerCache | None = None) -> dict[str, tuple[ScorerConfig, clip_scorer.ClipScorer]]:
+    """All scorers of the reranker with their configuration, by the name of their choice.
 
-    path: str
-    scorer: clip_scorer.ClipScorer
-    languages: tuple[Language, ...]
-
-
-def build_scorers(
-    rerank: RerankConfig,
-    *,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
-    scorer_cache: ScorerCache | None = None,
-) -> dict[str, LoadedScorer]:
-    """All scorers of the reranker, by the name of their choice.
-
-    Args:
-        rerank: names the scorers.
-        device: `default_device()` if None.
-        dtype: bf16 on CUDA (fp16 where bf16 is not native) and fp32 elsewhere if None.
-        scorer_cache: shares loaded scorers with other parts of the process.
-
-    Raises:
-        UsageError: a name is taken twice or a scorer cannot be loaded.
+    scorer_cache: shares loaded scorers with other parts of the process. Raises UsageError if a name is taken twice or a scorer cannot
+    be loaded.
     """
     scorer_configs = [] if rerank.clip is None else [("rerank.clip", ScorerConfig(name="clip", path=rerank.clip))]
     scorer_configs += [(f"rerank.scorers.{i}.path", config) for i, config in enumerate(rerank.scorers)]
@@ -178,10 +145,7 @@ def build_scorers(
             raise UsageError(f"{key.removesuffix('.path')}: the name {config.name} is taken; each scorer needs its own name")
         taken_names.add(config.name)
     load = load_scorer if scorer_cache is None else scorer_cache.load
-    return {
-        config.name: LoadedScorer(config.path, load(config.path, device=device, dtype=dtype, key=key), config.languages)
-        for key, config in scorer_configs
-    }
+    return {config.name: (config, load(config.path, key=key)) for key, config in scorer_configs}
 
 
 def build_reranker(
@@ -189,35 +153,29 @@ def build_reranker(
     description: Description,
     decoding: DecodingConfig,
     fitted_folder: Path,
-    *,
-    device: torch.device | str | None = None,
     scorer_cache: ScorerCache | None = None,
 ) -> Reranker | None:
-    """The reranker of a system. It uses the values fitted on the validation split if `fitted_folder` has them for exactly this system.
+    """The reranker of a system; None if nothing scores candidates.
+
+    It uses the values fitted on the validation split if `fitted_folder` has them for exactly this system.
 
     Args:
         rerank: scorers and configured weights.
         description: identifies the system.
         decoding: identifies how its candidates are generated.
         fitted_folder: folder with fitted rerankers, one file per system.
-        device: of the scorers; `default_device()` if None.
-        scorer_cache: shares loaded scorers with other parts of the process.
+        scorer_cache: as of `build_scorers`.
 
-    Returns:
-        None if nothing scores candidates.
-
-    Raises:
-        UsageError: `abstain_below` or `clip_score_form: prior_corrected` is set, and the values they need have not been fitted.
+    Raises UsageError if `abstain_below` or `clip_score_form: prior_corrected` is set, and the values they need have not been fitted.
     """
-    scorers = build_scorers(rerank, device=device, scorer_cache=scorer_cache)
+    scorers = build_scorers(rerank, scorer_cache)
     if not scorers and not rerank.self_evaluation:
         if rerank.abstain_below is not None:
             raise UsageError("rerank.abstain_below: candidates must be scored for that; set rerank.clip or rerank.self_evaluation")
         return None
-    identities = {name: scorer_identity(scorer.path, rerank.statement_form) for name, scorer in scorers.items()}
-    wanted = (fitted_folder, identity(description), decoding_record(decoding), identities, rerank_settings(rerank))
-    fitted = find_fitted(*wanted)
-    mismatch = explain_mismatch(*wanted) if fitted is None else None
+    identities = {name: scorer_identity(config.path, rerank.statement_form) for name, (config, _) in scorers.items()}
+    wanted = FitConditions(identity(description), decoding_record(decoding), identities, rerank_settings(rerank))
+    fitted, mismatch = find_fitted(fitted_folder, wanted)
     because = f" ({mismatch})" if mismatch else ""
     if rerank.abstain_below is not None and (fitted is None or fitted.plan.confidence is None):
         raise UsageError(
@@ -232,22 +190,14 @@ def build_reranker(
     if mismatch:
         log.warning("%s: its weights and its confidence are not used; %s fits them again", mismatch, command("tools/eval_rerank.py"))
     image_text_scorers = tuple(
-        ImageTextScorer(
-            name,
-            scorer.scorer,
-            scorer.languages,
-            rerank.statement_form,
-            None if fitted is None else fitted.background_images(name),
-        )
-        for name, scorer in scorers.items()
+        ImageTextScorer(name, scorer, config.languages, rerank.statement_form, fitted.background_images(name) if fitted else None)
+        for name, (config, scorer) in scorers.items()
     )
     plan = RerankPlan(rerank.weights, rerank.clip_score_form, rerank.skipped_question_types) if fitted is None else fitted.plan
     return Reranker(image_text_scorers, plan, rerank.self_evaluation, rerank.abstain_below)
 
 
-def build_untuned(
-    system: CheckpointSystem, *, checkpoint_folder: Path, device: torch.device | str | None = None, dtype: torch.dtype | None = None
-) -> FamilyAnswerer:
+def build_untuned(system: CheckpointSystem, *, checkpoint_folder: Path, device: torch.device | str | None = None) -> FamilyAnswerer:
     """A control: the same pre-trained models and settings as a checkpoint, but untrained (a newly initialised connector, no adapter).
 
     The connector is initialised with a fixed seed. Raises UsageError as `build_answerer` does.
@@ -257,34 +207,20 @@ def build_untuned(
     processor = kind.load_processor(path)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = kind.build(kind.settings(path), processor, LoadOptions(dtype, device or default_device()))
+        model = kind.build(kind.settings(path), processor, LoadOptions(device=device or default_device()))
     return FamilyAnswerer(model, processor, PromptPolicy.of_checkpoint(processor.prompts, system), {"path": str(path), "untuned": True})
 
 
-def _build_checkpoint(system: CheckpointSystem, folder: Path, device: torch.device | str, dtype: torch.dtype | None) -> FamilyAnswerer:
+def _build_checkpoint(system: CheckpointSystem, folder: Path, options: LoadOptions) -> FamilyAnswerer:
     path = _checkpoint_folder(system, folder)
     is_llava = read_model_config(path).get("model_type") == "llava"
     form = "llava" if is_llava else "merged" if any(path.glob("model*.safetensors")) else "adapter"
     settings = {"path": str(path), "form": form, "quantization": system.quantization}
     kind = family(family_of(path))
     processor = kind.load_processor(path)
-    model = kind.load(path, LoadOptions(dtype, device), quantization=system.quantization)
+    model = kind.load(path, options, quantization=system.quantization)
     kind.fuse(model)
     return FamilyAnswerer(model, processor, PromptPolicy.of_checkpoint(processor.prompts, system), settings)
-
-
-def _build_pretrained(system: QwenVlSystem | Blip2System, device: torch.device | str, dtype: torch.dtype | None) -> FamilyAnswerer:
-    """A published model as it is, quantised or with an adapter."""
-    settings = dataclasses.asdict(system)
-    model, processor = family(system.family).load_pretrained(f"system {system.name}, ", settings, LoadOptions(dtype, device))
-    return FamilyAnswerer(
-        model,
-        processor,
-        PromptPolicy.from_config(system),
-        {name: settings[name] for name in system.described},
-        kind=system.kind,
-        max_image_side=settings.get("max_image_side"),
-    )
 
 
 def _checkpoint_folder(system: CheckpointSystem, folder: Path) -> Path:

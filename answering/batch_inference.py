@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from answering.config import for_descriptions
-from answering.failed_images import FailedImage
 from answering.model_fingerprint import comparable, decoding_settings
 from answering.protocol import Answerer, Decoding
 from answering.reply import Reply, Reranker, question_request, reply
@@ -24,17 +23,29 @@ IMAGE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jp2", ".avif", ".heic", ".heif")
 )
 """Extensions of image files. HEIC, which is not decoded, is among them so that such files are named with advice, not left out."""
+SEARCH_FAILED_FILE = "search_failed.jsonl"
+"""List of the images that could not be indexed, in the folder of results."""
+MAX_SHOWN = 10
+"""Largest number of failed images that are named on the terminal."""
+
+
+@dataclass(frozen=True, slots=True)
+class FailedImage:
+    """An image file and why it failed."""
+
+    image: str
+    errors: tuple[str, ...]
+
+    def line(self) -> str:
+        """Name and reasons in one line."""
+        return f"{self.image}: {'; '.join(self.errors)}"
 
 
 @dataclass(frozen=True, slots=True)
 class BatchOptions:
     """What to ask about every image.
 
-    Args:
-        caption: the instruction that asks for a description.
-        question: a short-answer question; None asks for captions alone.
-        decoding: how answers are generated.
-        max_caption_tokens: longest caption in tokens.
+    caption: the instruction that asks for a description. question: a short-answer question; None asks for captions alone.
     """
 
     caption: str
@@ -60,6 +71,19 @@ def find_images(folder: Path) -> list[Path]:
     if not images:
         raise UsageError(f"--images {folder}: no images in it ({', '.join(sorted(IMAGE_SUFFIXES))})")
     return images
+
+
+def list_failed(failed: Sequence[FailedImage], path: Path) -> list[str]:
+    """Write one JSON line for each failed image; without any, remove the list of an earlier run.
+
+    Returns:
+        Lines for the terminal: the first images, then the file with all of them; empty if none failed.
+    """
+    if not failed:
+        path.unlink(missing_ok=True)
+        return []
+    write_text(path, _printable("".join(json.dumps(dataclasses.asdict(image), ensure_ascii=False) + "\n" for image in failed)))
+    return [*(f"  {_printable(image.line())}" for image in failed[:MAX_SHOWN]), f"all {len(failed):,} failed images: {path}"]
 
 
 def answer_folder(
@@ -179,3 +203,8 @@ def _read(path: Path) -> Iterator[dict[str, Any]]:
 
 def _json_lines(lines: Any) -> str:
     return "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
+
+
+def _printable(text: str) -> str:
+    """The text with lone surrogates, from file names that are not UTF-8, as escapes."""
+    return text.encode("utf-8", "backslashreplace").decode()

@@ -39,17 +39,14 @@ class PromptPolicy:
     def of_checkpoint(cls, prompts: Prompts, system: CheckpointSystem | None = None) -> Self:
         """The policy of one of our checkpoints: it is asked as it was trained, unless the system's configuration says otherwise.
 
-        Args:
-            prompts: the prompts that the checkpoint records.
-            system: its configuration; None for the defaults.
+        prompts: those that the checkpoint records. system: its configuration; None for the defaults.
         """
+        system = system or CheckpointSystem(name="checkpoint", kind="checkpoint")
         trained: Mapping[Language, str] = prompts.get("vqa", {})
-        configured: dict[Language, str | None] = {"en": AS_TRAINED, "zh": AS_TRAINED}
-        if system is not None:
-            configured = {"en": system.short_answer_prompt, "zh": system.short_answer_prompt_zh}
+        configured: dict[Language, str | None] = {"en": system.short_answer_prompt, "zh": system.short_answer_prompt_zh}
         en, zh = (trained.get(language) if text == AS_TRAINED else text for language, text in configured.items())
         others: dict[Task, Mapping[Language, str]] = {task: texts for task, texts in prompts.items() if task != "vqa"}
-        return cls(en, zh, system is not None and system.clean_answers, others)
+        return cls(en, zh, system.clean_answers, others)
 
     def messages(self, request: Request) -> tuple[Message, ...]:
         """The messages with the sentence of its kind and language after every question."""

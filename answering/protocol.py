@@ -81,13 +81,8 @@ class Candidate:
 class Answer:
     """Candidates, best first and distinct after normalisation; or an error message and no candidates.
 
-    Args:
-        request_id: that of the request.
-        candidates: the candidates.
-        error: why there are none.
-        prompt: the text of the prompt as the model received it.
-        visual_tokens: positions that the request's images take in the language model's input; None if the system does not say.
-        finish_reasons: why each candidate ended; empty if the system does not say.
+    prompt: its text as the model received it. visual_tokens: positions that the request's images take in the language model's input; None
+    if the system does not say. finish_reasons: why each candidate ended; empty if the system does not say.
     """
 
     request_id: str
@@ -134,3 +129,20 @@ class ReplaysCudaGraphs(Protocol):
     def cuda_graphs_error(self) -> str | None:
         """Why decoding steps are not replayed although they should be; None if nothing failed."""
         ...
+
+
+class StreamedText:
+    """Iterates over the pieces of a text. Afterwards `finish_reason` says why it ended; None if the generator of pieces returns nothing."""
+
+    def __init__(self, pieces: Iterator[str]):
+        self._pieces = pieces
+        self.finish_reason: FinishReason | None = None
+
+    def __iter__(self) -> Iterator[str]:
+        while True:
+            try:
+                piece = next(self._pieces)
+            except StopIteration as end:
+                self.finish_reason = end.value
+                return
+            yield piece

@@ -11,9 +11,7 @@ ASKS_YES_NO = (
     r"|吗\s*[？?]?\s*$|有没有|是不是|是否|对不对"
 )
 
-
 ASKS_COUNT = r"\bhow many\b|\bnumber of\b|(?:几|多少)[人个只条张把辆本位匹头朵棵座块片件双杯瓶盘种名艘架根支台扇面]|数量|总数|个数"
-
 
 ASKS_TEXT = r"\b(?:says?|said|reads?|written|writes?|text|title|titled|words?|slogan|message|quote|called|named?)\b|写|文字|字|标题|名"
 """Questions about written text; their answers may look like sentences."""
@@ -25,7 +23,6 @@ def matches_question(pattern: str, question: str) -> bool:
 
 
 SkippableQuestionType: TypeAlias = Literal["yes/no", "counting"]
-
 
 SKIPPABLE_QUESTION_TYPES: tuple[SkippableQuestionType, ...] = ("yes/no", "counting")
 """Question types that reranking can skip."""

@@ -14,6 +14,7 @@ from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw, ImageFont
 
 from answering.reply import Reply
+from answering.request_images import scale_to_side
 from atomic_io import atomic_write, write_json
 from dataset.loading.image_io import open_image, printable_path
 
@@ -54,9 +55,9 @@ def side_by_side(
     lines = [
         line
         for label, text in texts
-        for line in [(label, colours.get(label, LABEL_COLOUR)), *_with_text_colour(wrap_text(text, font, text_width)), ("", TEXT_COLOUR)]
+        for line in [(label, colours.get(label, LABEL_COLOUR)), *((line, TEXT_COLOUR) for line in [*wrap_text(text, font, text_width), ""])]
     ]
-    fitted = [_fit_to_square(image, image_side) for image in images]
+    fitted = [scale_to_side(image, image_side) for image in images]
     left = image_side + 2 * MARGIN if fitted else MARGIN
     height = max(sum(image.height + MARGIN for image in fitted) + MARGIN, len(lines) * step + 2 * MARGIN)
     canvas = Image.new("RGB", (left + text_width + MARGIN, height), "white")
@@ -129,15 +130,6 @@ def _has_chinese(file: Path) -> bool:
     return all(font.get_char_index(ord(character)) for character in "图红两")
 
 
-def _with_text_colour(lines: Sequence[str]) -> list[tuple[str, Colour]]:
-    return [(line, TEXT_COLOUR) for line in lines]
-
-
-def _fit_to_square(image: Image.Image, side: int) -> Image.Image:
-    scale = side / max(image.size)
-    return image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))), Image.Resampling.LANCZOS)
-
-
 def save_reply(reply: Reply, images: Sequence[Path], folder: Path, model: dict[str, Any]) -> Path:
     """Write a reply as `<image>-<digest of question and system>.json` and `.png`; returns the path of the PNG.
 
@@ -147,8 +139,7 @@ def save_reply(reply: Reply, images: Sequence[Path], folder: Path, model: dict[s
         folder: where the two files go.
         model: identifies the system, as `model_fingerprint.identity` gives it.
 
-    Raises:
-        ImageError: an image cannot be read.
+    Raises ImageError if an image cannot be read.
     """
     digest = hashlib.blake2b(json.dumps([reply.question, model], default=str).encode(), digest_size=4).hexdigest()
     path = folder / f"{printable_path(images[0].stem) if images else 'question'}-{digest}.png"

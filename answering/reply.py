@@ -11,7 +11,7 @@ from typing import Any
 from answering.model_fingerprint import digest
 from answering.protocol import Answer, Answerer, Decoding, ImageInput, Request
 from answering.rerank.candidate_scores import SELF_EVALUATION, Signal, fill_missing
-from answering.rerank.choose_answer import RerankPlan, choose_answer
+from answering.rerank.choose_answer import ChosenAnswer, RerankPlan, choose_answer
 from answering.rerank.image_text_scores import ImageTextScorer, QuestionCandidates
 from answering.rerank.self_evaluation import SelfEvaluator
 from dataset.sample import IMAGE_PLACEHOLDER, Message, Task, detect_language, join_parts
@@ -25,11 +25,8 @@ CUT = "cut at the largest number of tokens (decoding.max_new_tokens): the answer
 class Reranker:
     """Scorers of candidates, and the fitted or configured values by which one is chosen.
 
-    Args:
-        scorers: image-text scorers.
-        plan: weights and fitted models.
-        judge: whether an answerer that can evaluate its own candidates is asked to.
-        abstain_below: an answer with lower confidence becomes "not sure"; the plan must have a confidence model.
+    judge: whether an answerer that can evaluate its own candidates is asked to. abstain_below: an answer with lower confidence becomes
+    "not sure"; the plan must have a confidence model.
     """
 
     scorers: tuple[ImageTextScorer, ...]
@@ -51,40 +48,25 @@ class Reranker:
         return self._digest(with_old_keys("rerank", plan, confidence="credibility"))
 
     def _digest(self, plan: dict[str, Any]) -> str:
-        return digest(self.scorer_names(), plan, self.judge, self.abstain_below)
+        scorers = [(scorer.name, scorer.statement_form) for scorer in self.scorers]
+        return digest(scorers, plan, self.judge, self.abstain_below)
 
     def without_confidence(self) -> "Reranker":
         """The same without a confidence: it is fitted for one decoding, and means nothing for another."""
         return dataclasses.replace(self, plan=dataclasses.replace(self.plan, confidence=None))
 
-    def scorer_names(self) -> list[tuple[str, str]]:
-        """Name and statement form of each scorer."""
-        return [(scorer.name, scorer.statement_form) for scorer in self.scorers]
 
-
-@dataclass(frozen=True, slots=True)
-class Reply:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply(ChosenAnswer):
     """The reply to one question.
 
-    Args:
-        question: its text, without image placeholders.
-        answer: all candidates, or an error.
-        choices: text of the chosen candidate by selection method.
-        chosen: the final answer; "not sure" if the confidence is too low.
-        signals: scores of the candidates by scorer, if they were reranked.
-        fused: fused score of each candidate, 0..1, if they were reranked.
-        confidence: probability that the chosen answer is right, if the plan has a confidence model.
-        unlike: what about the question is unlike those that the confidence was learnt from ("image", "words").
+    question: its text, without image placeholders. answer: all candidates, or an error. signals: scores of the candidates by scorer, if
+    they were reranked.
     """
 
     question: str
     answer: Answer
-    choices: dict[str, str]
-    chosen: str
     signals: dict[str, Signal] = field(default_factory=dict)
-    fused: tuple[float, ...] | None = None
-    confidence: float | None = None
-    unlike: tuple[str, ...] = ()
 
     @property
     def is_cut(self) -> bool:
@@ -126,13 +108,8 @@ class Reply:
         """Lines to print: that the answer was cut, if it was; the confidence if known; then a table of candidates with mean log-probability
         per token (nats), the score of each scorer, the fused score, and the text."""
         names = list(self.signals)
-        headers = [
-            "mean log p",
-            *(name.upper() if name == "clip" else name for name in names),
-            *(["fused"] if self.fused else []),
-            "candidate",
-        ]
-        rows = []
+        columns = ["CLIP" if name == "clip" else name for name in names] + (["fused"] if self.fused else [])
+        rows = [["mean log p", *columns, "candidate"]]
         for i, candidate in enumerate(self.answer.candidates):
             likelihood = "-" if candidate.mean_log_prob is None else f"{candidate.mean_log_prob:.3f}"
             scores = [f"{self.signals[name].scores[i]:.2f}" for name in names] + ([f"{self.fused[i]:.3f}"] if self.fused else [])
@@ -142,7 +119,7 @@ class Reply:
             displayed = self.choices.get("reranked", self.choices["first"])
             confidence_lines = [f'how likely "{displayed}" is right: {self.confidence:.0%}{self.unlike_note()}']
         cut_lines = [CUT] if self.is_cut else []
-        return cut_lines + confidence_lines + ["  ".join([*(cell.rjust(10) for cell in row[:-1]), row[-1]]) for row in [headers, *rows]]
+        return cut_lines + confidence_lines + ["  ".join([*(cell.rjust(10) for cell in row[:-1]), row[-1]]) for row in rows]
 
 
 def question_request(request_id: str, question: str, images: Sequence[ImageInput], task: Task = "vqa") -> Request:
@@ -178,20 +155,21 @@ def judge(
         answerer: evaluates its own candidates, if the reranker wants it and the answerer supports it.
     """
     signals: list[dict[str, Signal]] = [{} for _ in requests]
-    scored = [i for i, pair in enumerate(zip(requests, answered, strict=True)) if reranker is not None and _is_scorable(*pair)]
     if reranker is not None:
+        pairs = enumerate(zip(requests, answered, strict=True))
+        scored = [i for i, (request, answer) in pairs if answer.candidates and request.images and request.short]
         scored_questions = [_question_candidates(requests[i], answered[i]) for i in scored]
+        has_priors = {scorer.name: scorer.background_images is not None for scorer in reranker.scorers}
         for scorer in reranker.scorers:
             for i, signal in zip(scored, scorer.signals(scored_questions), strict=True):
                 if signal is not None:
                     signals[i][scorer.name] = signal
         if reranker.judge and isinstance(answerer, SelfEvaluator):
+            has_priors[SELF_EVALUATION] = False
             probabilities = answerer.judge([requests[i] for i in scored], [question.texts for question in scored_questions], batch_size)
             for i, values in zip(scored, probabilities, strict=True):
                 if values is not None:
                     signals[i][SELF_EVALUATION] = Signal(tuple(values))
-        has_priors = {scorer.name: scorer.background_images is not None for scorer in reranker.scorers}
-        has_priors |= {SELF_EVALUATION: False} if reranker.judge and isinstance(answerer, SelfEvaluator) else {}
         signals = [
             fill_missing(own, has_priors, len(answer.candidates)) if own else {} for own, answer in zip(signals, answered, strict=True)
         ]
@@ -200,12 +178,9 @@ def judge(
 
 def _reply(request: Request, answer: Answer, signals: dict[str, Signal], reranker: Reranker | None) -> Reply:
     plan, abstain_below = (RerankPlan(), None) if reranker is None else (reranker.plan, reranker.abstain_below)
-    chosen = choose_answer(request, answer.candidates, signals, plan, abstain_below)
-    return Reply(request.question, answer, chosen.choices, chosen.text, signals, chosen.fused, chosen.confidence, chosen.unlike)
-
-
-def _is_scorable(request: Request, answer: Answer) -> bool:
-    return bool(answer.candidates and request.images) and request.short
+    c = choose_answer(request, answer.candidates, signals, plan, abstain_below)
+    chosen = (c.chosen, c.choices, c.fused, c.learned, c.confidence, c.unlike)
+    return Reply(*chosen, question=request.question, answer=answer, signals=signals)
 
 
 def _question_candidates(request: Request, answer: Answer) -> QuestionCandidates:

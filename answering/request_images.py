@@ -21,9 +21,12 @@ def load_image(image: ImageInput) -> Image.Image:
 
 def resize_to_max_side(image: Image.Image, max_side: int) -> Image.Image:
     """The image resized so that its longer side is at most `max_side` pixels. Keeps the aspect ratio and never enlarges."""
-    scale = max_side / max(image.size)
-    if scale >= 1:
-        return image
+    return image if max(image.size) <= max_side else scale_to_side(image, max_side)
+
+
+def scale_to_side(image: Image.Image, side: int) -> Image.Image:
+    """The image scaled so that its longer side has `side` pixels."""
+    scale = side / max(image.size)
     return image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))), Image.Resampling.LANCZOS)
 
 

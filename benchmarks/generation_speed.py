@@ -16,8 +16,9 @@ import torch
 from PIL import Image
 from transformers import GenerationConfig
 
-from answering.decoding.beam_search import GeneratedSequence, PromptBatch
+from answering.decoding.beam_search import GeneratedSequence
 from answering.decoding.candidates import merge
+from answering.decoding.kv_cache import PromptBatch
 from answering.protocol import Answer, Decoding, Request
 from answering.systems.family_answerer import FamilyAnswerer
 from benchmarks.benchmark_report import BenchmarkReport, Machine, format_number, text_or_dash

@@ -69,7 +69,7 @@ def add_choices(
         choices = {name: answer.choices.get(name, answer.choices["first"]) for name in names[question.short]}
         choices["random"] = chosen_text(prediction.candidates, hash_to_index(prediction.sample_id, seed, 0, len(prediction.candidates)))
         if plan.confidence is not None and abstain_below is not None and question.short:
-            choices[ABSTAINING] = answer.text if prediction.candidates else NOT_SURE[question.request.language]
+            choices[ABSTAINING] = answer.chosen if prediction.candidates else NOT_SURE[question.request.language]
         completed.append(
             dataclasses.replace(
                 prediction,

@@ -12,11 +12,10 @@ from typing import TypeAlias
 
 from answering.answerer_factory import ScorerCache, build_answerer, build_reranker
 from answering.config import RerankConfig, System
-from answering.decoding.streaming import RequestFailed, RequestStarted, TokenGenerated, can_stream_tokens, stream_tokens
-from answering.protocol import Answer, Answerer, Decoding, FinishReason, Request
+from answering.decoding.streaming import RequestFailed, RequestStarted, TokenGenerated, stream_tokens
+from answering.protocol import Answer, Answerer, Decoding, FinishReason, Request, StreamedText
 from answering.reply import Reranker, judge
-from answering.streamed_text import StreamedText
-from answering.systems.local_model import LocalAnswerer
+from answering.systems.family_answerer import FamilyAnswerer
 from errors import TesseraError
 from serving.http.error_responses import ServiceError
 from serving.request_batcher import Job
@@ -97,7 +96,7 @@ class Engine:
     def __init__(self, plan: LoadPlan, answerer: Answerer, reranker: Reranker | None):
         self.plan, self.answerer, self.reranker = plan, answerer, reranker
         self.device = str(getattr(answerer, "device", "remote"))
-        self.streams_tokens = can_stream_tokens(answerer)
+        self.streams_tokens = isinstance(answerer, FamilyAnswerer)
 
     @classmethod
     def load(cls, plan: LoadPlan, scorer_cache: ScorerCache | None = None) -> "Engine":
@@ -127,7 +126,7 @@ class Engine:
             self._answer_chats(jobs, requests, decoding)
 
     def _answer_questions(self, jobs: Sequence[Job[Task]], requests: list[Request], decoding: Decoding, rerank: bool) -> None:
-        if isinstance(self.answerer, LocalAnswerer):
+        if isinstance(self.answerer, FamilyAnswerer):
             answers = self.answerer.answer(requests, decoding, lambda index: jobs[index].cancelled)
         else:
             answers = self.answerer.answer(requests, decoding)

@@ -77,8 +77,7 @@ def _system(config: configuration.Config, arguments: argparse.Namespace) -> Syst
 
 def answer_images(config: configuration.Config, session: "Session") -> None:
     """Caption and answer all images of a folder into a JSONL file."""
-    from answering.batch_inference import BatchOptions, answer_folder
-    from answering.failed_images import list_failed
+    from answering.batch_inference import BatchOptions, answer_folder, list_failed
     from answering.model_fingerprint import identity
 
     arguments, answerer = session.arguments, session.answerer
@@ -119,8 +118,8 @@ class Session:
 
     def ask(self, question: str, images: Sequence[Path]) -> None:
         """Print the answer to a question about image files, and save it with --save. Raises TesseraError if the question failed."""
+        from answering.protocol import StreamedText
         from answering.reply import CUT, question_request, reply
-        from answering.streamed_text import StreamedText
 
         request = question_request("question", question, images, "conversation" if self.arguments.long else "vqa")
         if self.arguments.stream:

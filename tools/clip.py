@@ -78,8 +78,7 @@ def run_index(parsed: argparse.Namespace) -> None:
     folder = parsed.images or config.search.images
     if folder is None:
         raise UsageError("--images: name a folder of images (or set search.images in the configuration)")
-    from answering.batch_inference import find_images
-    from answering.failed_images import SEARCH_FAILED_FILE, list_failed
+    from answering.batch_inference import SEARCH_FAILED_FILE, find_images, list_failed
 
     find_images(folder)
     index = open_configured_index(config, create=True, reindex=parsed.reindex)

@@ -74,7 +74,7 @@ def session(config: configuration.Config, system: System, scorer_cache: "ScorerC
 
 def build_index(config: configuration.Config, scorer_cache: "ScorerCache") -> "ImageIndex":
     """Open the index of the image search; an empty index is filled from search.images, and files that cannot be read are printed."""
-    from answering.failed_images import SEARCH_FAILED_FILE, list_failed
+    from answering.batch_inference import SEARCH_FAILED_FILE, list_failed
     from serving.search.folder_indexer import index_folder
     from serving.search.image_index import open_index
 

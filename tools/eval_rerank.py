@@ -71,8 +71,10 @@ def main(arguments: argparse.Namespace) -> int:
     folder = config.checkpoint_folder
     load, load_untuned = partial(build_answerer, checkpoint_folder=folder), partial(build_untuned, checkpoint_folder=folder)
     with init_process_group() as process_group, main_process_only(process_group.is_main_process):
-        built = build_scorers(config.rerank)
-        scorers = [NamedScorer(item.path, item.scorer, name, item.languages, config.rerank.statement_form) for name, item in built.items()]
+        scorers = [
+            NamedScorer(scorer_config.path, scorer, name, scorer_config.languages, config.rerank.statement_form)
+            for name, (scorer_config, scorer) in build_scorers(config.rerank).items()
+        ]
         evaluation_run = run_all_systems(experiment, load, load_untuned, scorers, process_group)
     if not process_group.is_main_process:
         return 0

@@ -11,18 +11,14 @@ import torch
 
 from answering.decoding.cuda_graphs import CudaGraphCache
 from answering.decoding.decoding_rules import DecodingRules
-from answering.decoding.kv_cache import PromptBatch as PromptBatch
-from answering.decoding.kv_cache import prompt_cache
+from answering.decoding.kv_cache import PromptBatch, prompt_cache
 
 
 @dataclass(frozen=True, slots=True)
 class GeneratedSequence:
-    """Generated token ids, including the end token if one was reached.
+    """Generated token ids, including the end token if one was reached, and their summed log-probability under the model alone, in nats.
 
-    Args:
-        token_ids: the tokens.
-        log_prob: their summed log-probability under the model alone, in nats.
-        penalised_log_prob: the same after the penalties of the decoding, by which sequences are ranked; None: there are none.
+    penalised_log_prob: the same after the penalties of the decoding, by which sequences are ranked; None: there are none.
     """
 
     token_ids: tuple[int, ...]
@@ -64,7 +60,7 @@ def beam_search(
     finished_beams = _FinishedBeams(n, k, rules, device)
     for length in range(1, rules.max_new_tokens + 1):
         log_probs = torch.log_softmax(logits, dim=-1)
-        penalised = _penalise(rules, tokens, log_probs)
+        penalised = rules.penalties(tokens.flatten(0, 1), log_probs.flatten(0, 1)).view_as(log_probs)
         # Up to len(ends) * k of the best may end here, and k must remain as beams.
         best, flat_index = (running[:, :, None] + penalised).flatten(1).topk((1 + len(ends)) * k)
         parent, token = flat_index // logits.shape[2], flat_index % logits.shape[2]
@@ -77,7 +73,7 @@ def beam_search(
         if length == rules.max_new_tokens:
             break
         running, keep = best.masked_fill(ended, -torch.inf).topk(k)
-        active = running[:, 0] / length**rules.length_penalty > finished_beams.worst(questions)
+        active = running[:, 0] / length**rules.length_penalty > finished_beams.scores[questions, -1]
         if cancelled is not None:
             active &= ~torch.tensor([cancelled(question) for question in questions.tolist()], device=device)
         if not active.any():
@@ -93,14 +89,8 @@ def beam_search(
     return finished_beams.to_lists()
 
 
-def _penalise(rules: DecodingRules, tokens: torch.Tensor, log_probs: torch.Tensor) -> torch.Tensor:
-    """Log-probabilities [M, K, V] of the token after `tokens` [M, K, L], after the penalties."""
-    flat = log_probs.flatten(0, 1)
-    return rules.penalise(tokens.flatten(0, 1), flat, flat).view_as(log_probs)
-
-
 class _FinishedBeams:
-    """The k best finished sequences of each question."""
+    """The k best finished sequences of each question, best first; the last score of a list that is not full is -inf."""
 
     def __init__(self, n: int, k: int, rules: DecodingRules, device: torch.device):
         self.rules = rules
@@ -127,10 +117,6 @@ class _FinishedBeams:
             kept[questions] = torch.cat([kept[questions], new], dim=1).gather(1, top_indices)
         both = torch.cat([self.tokens[questions], padded], dim=1)
         self.tokens[questions] = both.gather(1, top_indices[:, :, None].expand(-1, -1, both.shape[2]))
-
-    def worst(self, questions: torch.Tensor) -> torch.Tensor:
-        """Score [M] of the last sequence in each list; -inf if the list is not full."""
-        return self.scores[questions, -1]
 
     def to_lists(self) -> list[list[GeneratedSequence]]:
         # What was never filled, or only with what the rules forbid, has no log-probability under the model either.

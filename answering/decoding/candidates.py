@@ -1,11 +1,15 @@
 """Merge generated texts into distinct candidates, best first."""
 
 import math
+import unicodedata
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
-from answering.decoding.candidate_text_key import candidate_key
 from answering.protocol import Candidate
+
+_OPENING = "\"'“‘「『([{（【《〈"
+_CLOSING = "\"'”’」』)]}）】》〉"
+_SENTENCE_ENDS = ".,;:!?…。，、；：！？"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +31,6 @@ class Generation:
     log_prob: float | None
     penalised_log_prob: float | None = None
 
-    @property
-    def tokens(self) -> int:
-        """Number of tokens, including the end token."""
-        return len(self.token_ids)
-
 
 def merge(generations: Sequence[Generation], length_penalty: float = 1.0) -> tuple[Candidate, ...]:
     """Distinct candidates, best first; ties keep the order of `generations`.
@@ -44,11 +43,10 @@ def merge(generations: Sequence[Generation], length_penalty: float = 1.0) -> tup
     The order is that of the search: merged log-probability / tokens ** length_penalty, after the penalties where there are any, so
     that an answer which a penalty pushed back does not come first again. The candidates' log-probabilities are those of the model.
     """
-    all_scored = all(generation.log_prob is not None for generation in generations)
     groups: dict[str, list[Generation]] = {}
     for generation in generations:
         groups.setdefault(candidate_key(generation.text), []).append(generation)
-    if not all_scored:
+    if any(generation.log_prob is None for generation in generations):
         return tuple(Candidate(group[0].text, None, None, group[0].raw, len(group)) for group in groups.values())
     merged = [_candidate(group, length_penalty) for group in groups.values()]
     return tuple(candidate for candidate, _ in sorted(merged, key=lambda scored: -scored[1]))
@@ -59,8 +57,8 @@ def _candidate(group: list[Generation], length_penalty: float) -> tuple[Candidat
     best = max(group, key=_ranked_log_prob)
     log_prob = _log_sum_exp({generation.token_ids: generation.log_prob or 0.0 for generation in group})
     ranked = _log_sum_exp({generation.token_ids: _ranked_log_prob(generation) for generation in group})
-    candidate = Candidate(best.text, log_prob, log_prob / best.tokens, best.raw, len(group))
-    return candidate, ranked / best.tokens**length_penalty
+    candidate = Candidate(best.text, log_prob, log_prob / len(best.token_ids), best.raw, len(group))
+    return candidate, ranked / len(best.token_ids) ** length_penalty
 
 
 def _ranked_log_prob(generation: Generation) -> float:
@@ -70,3 +68,13 @@ def _ranked_log_prob(generation: Generation) -> float:
 def _log_sum_exp(distinct: dict[tuple[Hashable, ...], float]) -> float:
     highest = max(distinct.values())
     return highest + math.log(sum(math.exp(value - highest) for value in distinct.values()))
+
+
+def candidate_key(text: str) -> str:
+    """A key that is equal for texts that differ only in case, full-width forms, whitespace or surrounding punctuation.
+
+    Marks with a meaning (`-5`, `$5`, `.5`, `5%`, `C++`) are kept; a text that is only punctuation keeps it.
+    """
+    folded = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    bare = folded.lstrip(_OPENING).rstrip(_CLOSING + _SENTENCE_ENDS).strip()
+    return bare or folded

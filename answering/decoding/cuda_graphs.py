@@ -36,9 +36,6 @@ WARMUP_STEPS = 2
 TOLERANCE = 0.02
 """Largest allowed difference between a replay and the eager step, relative to the largest value."""
 
-Setting = bool | Literal["auto"]
-"""decoding.cuda_graphs: true = every step must be replayed; auto = replay if possible; false = never."""
-
 
 class PreallocatedLayer(DynamicLayer):
     """Keys and values of a layer [N, heads, C, head size], allocated at full size: appending tokens copies nothing else.
@@ -174,8 +171,11 @@ class CudaGraphCache:
         self._required = False
         self.disabled_reason: str | None = None
 
-    def if_enabled(self, setting: Setting) -> "CudaGraphCache | None":
-        """This cache if the setting is not false and replay has not failed, else None. Raises TesseraError if it failed and must work."""
+    def if_enabled(self, setting: bool | Literal["auto"]) -> "CudaGraphCache | None":
+        """This cache if the setting `decoding.cuda_graphs` is not false and replay has not failed, else None.
+
+        Raises TesseraError if it failed and must work (true).
+        """
         self._required = setting is True
         if self._required and self.disabled_reason is not None:
             self._disable(self.disabled_reason)

@@ -60,25 +60,20 @@ class DecodingRules:
 
     @classmethod
     def from_config(cls, decoding: Decoding, end_ids: Sequence[int], decode: Callable[[Sequence[int]], str]) -> Self:
-        """The rules of decoding settings. decode: text of token ids, with its whitespace."""
-        return cls(
-            decoding.max_new_tokens,
-            end_ids,
-            _penalties(decoding),
-            _warpers(decoding),
-            decoding.length_penalty,
-            StopStrings(decoding.stop, decode) if decoding.stop else None,
-        )
-
-    def penalise(self, tokens: torch.Tensor, scores: torch.Tensor, otherwise: torch.Tensor) -> torch.Tensor:
-        """Scores after the penalties; `otherwise` if there are no penalties.
-
-        Args:
-            tokens: [R, L] int64 answers so far.
-            scores: [R, V] logits or log-probabilities.
-            otherwise: [R, V].
-        """
-        return self.penalties(tokens, scores) if self.penalties else otherwise
+        """The rules of decoding settings, in the order of transformers' `generate`. decode: text of token ids, with its whitespace."""
+        penalties, warpers = LogitsProcessorList(), LogitsProcessorList([TemperatureLogitsWarper(decoding.temperature)])
+        if decoding.repetition_penalty != 1.0:
+            penalties.append(RepetitionPenaltyLogitsProcessor(decoding.repetition_penalty))
+        if decoding.presence_penalty or decoding.frequency_penalty:
+            penalties.append(CountPenalty(decoding.presence_penalty, decoding.frequency_penalty))
+        if decoding.no_repeat_ngram_size:
+            penalties.append(NoRepeatNGramLogitsProcessor(decoding.no_repeat_ngram_size))
+        if decoding.top_k:
+            warpers.append(TopKLogitsWarper(decoding.top_k))
+        if decoding.top_p < 1.0:
+            warpers.append(TopPLogitsWarper(decoding.top_p))
+        stop = StopStrings(decoding.stop, decode) if decoding.stop else None
+        return cls(decoding.max_new_tokens, end_ids, penalties, warpers, decoding.length_penalty, stop)
 
     def stopped(self, tokens: torch.Tensor) -> torch.Tensor:
         """Whether the latest of the tokens [..., L] completes a stop text: bool [...]."""
@@ -86,25 +81,3 @@ class DecodingRules:
             return torch.zeros(tokens.shape[:-1], dtype=torch.bool, device=tokens.device)
         found = [self.stop.newly_found(row) for row in tokens.flatten(0, -2).tolist()]
         return torch.tensor(found, device=tokens.device).view(tokens.shape[:-1])
-
-
-def _penalties(decoding: Decoding) -> LogitsProcessorList:
-    """In the order of transformers' `generate`."""
-    penalties = LogitsProcessorList()
-    if decoding.repetition_penalty != 1.0:
-        penalties.append(RepetitionPenaltyLogitsProcessor(decoding.repetition_penalty))
-    if decoding.presence_penalty or decoding.frequency_penalty:
-        penalties.append(CountPenalty(decoding.presence_penalty, decoding.frequency_penalty))
-    if decoding.no_repeat_ngram_size:
-        penalties.append(NoRepeatNGramLogitsProcessor(decoding.no_repeat_ngram_size))
-    return penalties
-
-
-def _warpers(decoding: Decoding) -> LogitsProcessorList:
-    """In the order of transformers' `generate`."""
-    warpers = LogitsProcessorList([TemperatureLogitsWarper(decoding.temperature)])
-    if decoding.top_k:
-        warpers.append(TopKLogitsWarper(decoding.top_k))
-    if decoding.top_p < 1.0:
-        warpers.append(TopPLogitsWarper(decoding.top_p))
-    return warpers

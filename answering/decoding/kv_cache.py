@@ -9,7 +9,7 @@ Shapes: N questions (M that are still active), T prompt tokens, K candidates per
 
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from transformers import Cache, DynamicCache, EncoderDecoderCache
@@ -19,47 +19,16 @@ from answering.decoding.cuda_graphs import CudaGraphCache, CudaGraphRunner, Prea
 
 @dataclass(frozen=True, slots=True)
 class PromptBatch:
-    """Left-padded prompts.
+    """Left-padded prompts: input_ids and attention_mask [N, T] int64.
 
-    Args:
-        input_ids: [N, T] int64.
-        attention_mask: [N, T] int64.
-        position_ids: [N, T], or [axes, N, T] for models with several position axes.
-        images: further arguments of the forward pass, such as pixel_values.
+    position_ids: [N, T], or [axes, N, T] for models with several position axes. images: further arguments of the forward pass, such as
+    pixel_values.
     """
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
     position_ids: torch.Tensor
     images: dict[str, torch.Tensor] = field(default_factory=dict)
-
-
-class PromptCache(Protocol):
-    """What generates candidates: prompts are run once, then each step adds a token to every candidate.
-
-    logits: [N, 1, V] float32 of the first token after the prompts.
-    """
-
-    logits: torch.Tensor
-
-    def keep(self, questions: torch.Tensor) -> None:
-        """Keep the questions at these indices [M] int64; the others leave the batch."""
-        ...
-
-    def step(self, tokens_mk: torch.Tensor, parents_mk: torch.Tensor) -> torch.Tensor:
-        """Logits [M, K, V] float32 of the token after `tokens_mk` [M, K].
-
-        parents_mk: [M, K] index of the candidate that each token continues, among the K candidates of the step before (0 in the first
-        step, when there is only the prompt).
-        """
-        ...
-
-
-def prompt_cache(model: Any, batch: PromptBatch, k: int, max_new_tokens: int, graph_cache: CudaGraphCache | None = None) -> PromptCache:
-    """The cache for `model`: an encoder-decoder has a method `encode_prompt`."""
-    if hasattr(model, "encode_prompt"):
-        return EncoderDecoderCandidates(model, batch)
-    return CandidateCache(model, batch, k, max_new_tokens, graph_cache)
 
 
 class EncoderDecoderCandidates:
@@ -89,12 +58,12 @@ class EncoderDecoderCandidates:
         return logits
 
     def keep(self, questions: torch.Tensor) -> None:
-        """As `PromptCache.keep`."""
+        """As `CandidateCache.keep`."""
         own = torch.arange(self.candidates, device=questions.device)
         self._select((questions[:, None] * self.candidates + own).flatten())
 
     def step(self, tokens_mk: torch.Tensor, parents_mk: torch.Tensor) -> torch.Tensor:
-        """As `PromptCache.step`."""
+        """As `CandidateCache.step`."""
         m, k = tokens_mk.shape
         first = torch.arange(m, device=tokens_mk.device)[:, None] * self.candidates
         self._select((first + parents_mk).flatten())
@@ -146,3 +115,12 @@ class CandidateCache:
         if self.runner is not None:
             return self.runner.step(self.rows, tokens_mk, self.mask, positions)
         return next_token_logits(self.model, tokens_mk, self.mask[:, None], positions, self.cache, logits_to_keep=0)
+
+
+def prompt_cache(
+    model: Any, batch: PromptBatch, k: int, max_new_tokens: int, graph_cache: CudaGraphCache | None = None
+) -> CandidateCache | EncoderDecoderCandidates:
+    """The cache for `model`, which has run the prompts: an encoder-decoder has a method `encode_prompt`."""
+    if hasattr(model, "encode_prompt"):
+        return EncoderDecoderCandidates(model, batch)
+    return CandidateCache(model, batch, k, max_new_tokens, graph_cache)

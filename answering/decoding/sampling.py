@@ -1,6 +1,7 @@
 """Greedy decoding and sampling, token by token. Samples are reproducible in any batch: their uniform random numbers are an argument."""
 
-from collections.abc import Callable, Iterator
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,8 +10,8 @@ import torch
 from answering.decoding.beam_search import GeneratedSequence
 from answering.decoding.cuda_graphs import CudaGraphCache
 from answering.decoding.decoding_rules import DecodingRules
-from answering.decoding.kv_cache import PromptBatch as PromptBatch
-from answering.decoding.kv_cache import prompt_cache
+from answering.decoding.kv_cache import PromptBatch, prompt_cache
+from answering.protocol import Decoding, Request
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,16 +88,12 @@ def decode_steps(
 def _choose(
     rules: DecodingRules, texts: torch.Tensor, logits: torch.Tensor, uniform: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """The next tokens [R] of the answers so far, and their log-probabilities before and after the penalties.
+    """The next tokens [R] of the answers so far, texts [R, L] int64, and their log-probabilities before and after the penalties.
 
-    Args:
-        rules: penalties and temperature.
-        texts: [R, L] int64.
-        logits: [R, V].
-        uniform: [R] random numbers in 0..1; None takes the most probable token.
+    logits: [R, V]. uniform: [R] random numbers in 0..1; None takes the most probable token.
     """
     log_probs = torch.log_softmax(logits, dim=-1)
-    scores = rules.penalise(texts, logits, log_probs)
+    scores = rules.penalties(texts, logits) if rules.penalties else log_probs
     tokens = scores.argmax(-1) if uniform is None else sample_tokens(rules.warpers(texts, scores), uniform)
     penalised = torch.log_softmax(scores, dim=-1).gather(1, tokens[:, None])[:, 0] if rules.penalties else None
     return tokens, log_probs.gather(1, tokens[:, None])[:, 0], penalised
@@ -110,14 +107,23 @@ def sample_tokens(logits_rv: torch.Tensor, uniform_r: torch.Tensor) -> torch.Ten
     return tokens.clamp(max=logits_rv.shape[-1] - 1)
 
 
+def sampling_noise(requests: Sequence[Request], k: int, decoding: Decoding) -> torch.Tensor:
+    """Uniform random numbers [len(requests) * k, max_new_tokens] in 0..1. They depend only on (seed, request id), not on the batch."""
+    rows = []
+    for request in requests:
+        digest = hashlib.blake2b(f"{decoding.seed}\0{request.request_id}".encode(), digest_size=7).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest, "big"))
+        rows.append(torch.rand(k, decoding.max_new_tokens, dtype=torch.float64, generator=generator))
+    return torch.cat(rows)
+
+
 def collect(steps: Iterator[DecodingStep], n: int, k: int) -> list[list[GeneratedSequence]]:
     """The k sequences of each of n questions, collected from `decode_steps`."""
     tokens: list[list[int]] = [[] for _ in range(n * k)]
     log_probs = [0.0] * (n * k)
     penalised: list[float | None] = [None] * (n * k)
     for step in steps:
-        none: list[float | None] = [None] * len(step.rows)
-        after_penalties = none if step.penalised_log_probs is None else step.penalised_log_probs.tolist()
+        after_penalties = [None] * len(step.rows) if step.penalised_log_probs is None else step.penalised_log_probs.tolist()
         columns = (step.rows.tolist(), step.tokens.tolist(), step.log_probs.tolist(), after_penalties)
         for row, token, log_prob, penalised_log_prob in zip(*columns, strict=True):
             tokens[row].append(token)

@@ -5,10 +5,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from answering.decoding.sampling import decode_steps
-from answering.protocol import Answerer, Decoding, FinishReason, Request
-from answering.systems.local_model import IncrementalDetokenizer, LocalAnswerer, Prompt, eval_mode, sampling_noise
+from answering.decoding.stop_strings import IncrementalDetokenizer
+from answering.protocol import Decoding, FinishReason, Request
+from answering.systems.family_answerer import FamilyAnswerer, eval_mode
 from errors import TesseraError
+from model.processors.sample_processor import Prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +52,8 @@ class TokenGenerated:
 StreamEvent: TypeAlias = RequestStarted | RequestFailed | TokenGenerated
 
 
-def can_stream_tokens(answerer: Answerer) -> bool:
-    """Whether a system can yield tokens one by one: a model in this process."""
-    is_local = isinstance(answerer, LocalAnswerer)
-    return is_local and all(getattr(type(answerer), name) is getattr(LocalAnswerer, name) for name in ("stream", "generate_tokens"))
-
-
 def stream_tokens(
-    answerer: LocalAnswerer, requests: Sequence[Request], decoding: Decoding, cancelled: Callable[[int], bool] = lambda _: False
+    answerer: FamilyAnswerer, requests: Sequence[Request], decoding: Decoding, cancelled: Callable[[int], bool] = lambda _: False
 ) -> Iterator[StreamEvent]:
     """The greedy answers to all requests, or k samples each with `strategy: sample`, as a stream of events.
 
@@ -82,20 +77,13 @@ def stream_tokens(
 
 
 def _stream_batch(
-    answerer: LocalAnswerer, requests: Sequence[Request], prompts: dict[int, Prompt], decoding: Decoding, cancelled: Callable[[int], bool]
+    answerer: FamilyAnswerer, requests: Sequence[Request], prompts: dict[int, Prompt], decoding: Decoding, cancelled: Callable[[int], bool]
 ) -> Iterator[StreamEvent]:
     request_indices = list(prompts)
-    sampling = decoding.strategy == "sample"
-    k = decoding.num_candidates if sampling else 1
-    batch = answerer.collate(list(prompts.values()))
-    uniform_samples = (
-        sampling_noise([requests[request_index] for request_index in request_indices], k, decoding).to(batch.input_ids.device)
-        if sampling
-        else None
-    )
+    k = decoding.num_candidates if decoding.strategy == "sample" else 1
     texts = [IncrementalDetokenizer(answerer.text, decoding.stop) for _ in range(len(request_indices) * k)]
-    decoding_steps = decode_steps(
-        answerer.model, batch, k, answerer.rules(decoding), uniform_samples, lambda question: cancelled(request_indices[question])
+    decoding_steps = answerer.decode_steps(
+        [requests[i] for i in request_indices], list(prompts.values()), k, decoding, lambda question: cancelled(request_indices[question])
     )
     failed: set[int] = set()
     for step in decoding_steps:

@@ -5,6 +5,10 @@ Mahalanobis distance of the low-level statistics of its image (as Lee et al. 201
 and the share of its words that no question of the split has. A distance is too large where 1 % of the split's own questions, each measured
 against others, are expected to be further away.
 
+The statistics tell photographs, drawings, scans and screenshots apart, whatever they show. They need no model, so that they are the same
+for every system, and look at a thumbnail, so that the resolution of an image is no difference; its shape is one, as models squeeze images
+into squares.
+
 Shapes: N images, S statistics of an image.
 """
 
@@ -12,12 +16,15 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from statistics import NormalDist
 
 import numpy as np
+from PIL import Image
 
 from answering.protocol import ImageInput
-from answering.rerank.image_statistics import SMALLEST_SPREADS, image_statistics
+from answering.request_images import load_image
 from dataset.loading.image_io import ImageError
 
 QUANTILE = 0.99
@@ -32,6 +39,26 @@ MIN_WORD_LIMIT = 0.25
 """One unknown word in four is never too much."""
 _SHRINKAGE, _FOLDS = 0.01, 5
 _WORD = re.compile(r"[a-z0-9]+|[^\W\x00-\x7f]")
+THUMBNAIL_SIDE, _COLOR_LEVELS = 64, 8
+_FLAT = (0.005, 0.01, 0.02, 0.05)
+"""Gradients of the brightness 0..1, below which a pixel counts as flat."""
+_NEAR = (0.05, 0.1, 0.2)
+"""Distances of the three color values 0..1 from their medians, below which a pixel counts as background."""
+_CURVED = (0.02, 0.05, 0.1, 0.3)
+"""Absolute values of the Laplacian of the brightness, above which a pixel counts as curved: on an edge, a line or a spot."""
+STATISTICS = (
+    "log aspect ratio",
+    *("mean brightness", "contrast", "mean saturation", "spread of the saturation"),
+    *("entropy of the colors", "log number of colors", "share of the commonest color"),
+    *(f"share of pixels within {distance} of the median color" for distance in _NEAR),
+    *("log mean gradient", *(f"share of gradients below {threshold}" for threshold in _FLAT)),
+    *(f"share of the Laplacian above {threshold}" for threshold in _CURVED),
+    *(f"median {channel}" for channel in ("red", "green", "blue")),
+    "brightness of the middle quarter less the mean brightness",
+)
+"""Names of the statistics. New ones come last: a range that was saved before has the first ones."""
+SMALLEST_SPREADS = (0.05, *(1e-3 for _ in STATISTICS[1:]))
+"""A standard deviation below this counts as this much, so that images of one kind, or of one shape, do not exclude all others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +78,7 @@ class ImageRange:
 class CalibrationRange:
     """The words and the images of the calibration questions, and the distances up to which a question is like them.
 
-    Args:
-        words: all words of the questions
-        word_limit: largest share of unknown words
-        images: range of the images; None where the calibration had fewer than MIN_IMAGES
+    word_limit: largest share of unknown words. images: None where the calibration had fewer than MIN_IMAGES.
     """
 
     words: tuple[str, ...]
@@ -75,12 +99,7 @@ class CalibrationRange:
 
 
 def fit_calibration_range(questions: Sequence[str], images: Sequence[Sequence[ImageInput]]) -> CalibrationRange:
-    """The range of calibration questions.
-
-    Args:
-        questions: their texts
-        images: the images of each
-    """
+    """The range of calibration questions, of their texts and the images of each."""
     owners = Counter(word for question in questions for word in question_words(question))
     shares = [float(np.mean([owners[word] == 1 for word in words])) for question in questions if (words := question_words(question))]
     word_limit = float(np.quantile(shares, QUANTILE, method="higher")) if shares else 0.0
@@ -124,3 +143,45 @@ def _readable_statistics(images: Sequence[ImageInput]) -> Iterator[np.ndarray]:
             yield image_statistics(image)
         except ImageError:
             continue
+
+
+def image_statistics(image: ImageInput) -> np.ndarray:
+    """The STATISTICS of an image. Raises ImageError if it cannot be read."""
+    if isinstance(image, Path):
+        status = image.stat() if image.exists() else None
+        return _of_file(image, None if status is None else (status.st_size, status.st_mtime_ns))
+    return _statistics(load_image(image))
+
+
+@lru_cache(maxsize=100_000)
+def _of_file(path: Path, _state: tuple[int, int] | None) -> np.ndarray:
+    """As `image_statistics`; a file that several systems are asked about is read once."""
+    return _statistics(load_image(path))
+
+
+def _statistics(image: Image.Image) -> np.ndarray:
+    side = THUMBNAIL_SIDE
+    pixels = np.asarray(image.resize((side, side), Image.Resampling.BOX), dtype=np.float32) / 255
+    brightness, saturation = pixels.mean(axis=2), pixels.max(axis=2) - pixels.min(axis=2)
+    levels = (pixels * (_COLOR_LEVELS - 0.01)).astype(int)
+    colors = np.bincount((levels @ np.array([_COLOR_LEVELS**2, _COLOR_LEVELS, 1])).ravel()) / side**2
+    colors = colors[colors > 0]
+    median = np.median(pixels.reshape(-1, 3), axis=0)
+    from_median = np.abs(pixels - median).max(axis=2)
+    across, down = np.diff(brightness, axis=1)[:-1], np.diff(brightness, axis=0)[:, :-1]
+    gradients = np.hypot(across, down)
+    neighbours = brightness[:-2, 1:-1] + brightness[2:, 1:-1] + brightness[1:-1, :-2] + brightness[1:-1, 2:]
+    laplacian = np.abs(4 * brightness[1:-1, 1:-1] - neighbours)
+    return np.array(
+        [
+            np.log(image.width / image.height),
+            *(brightness.mean(), brightness.std(), saturation.mean(), saturation.std()),
+            *(-(colors * np.log(colors)).sum(), np.log(len(colors)), colors.max()),
+            *((from_median < distance).mean() for distance in _NEAR),
+            *(np.log(gradients.mean() + 1e-3), *((gradients < threshold).mean() for threshold in _FLAT)),
+            *((laplacian > threshold).mean() for threshold in _CURVED),
+            *median,
+            brightness[side // 4 : -side // 4, side // 4 : -side // 4].mean() - brightness.mean(),
+        ],
+        dtype=float,
+    )

@@ -30,9 +30,15 @@ Signals: TypeAlias = Mapping[str, Signal]
 """Signals by the name of the scorer: "clip", others as configured, and `self`."""
 
 
-def image_text_signals(signals: Signals) -> dict[str, Signal]:
-    """The signals of the image-text scorers, without `self`."""
-    return {name: signal for name, signal in signals.items() if name != SELF_EVALUATION}
+def scores_by_name(signals: Signals) -> dict[str, tuple[float, ...]]:
+    """The scores of each image-text scorer by its name and, where they have a prior, corrected by <name>_corrected; last `self`."""
+    by_name: dict[str, tuple[float, ...]] = {}
+    for name, signal in signals.items():
+        if name != SELF_EVALUATION:
+            by_name[name] = signal.scores
+            if signal.corrected is not None:
+                by_name[name + CORRECTED_SUFFIX] = signal.corrected
+    return by_name | ({SELF_EVALUATION: signals[SELF_EVALUATION].scores} if SELF_EVALUATION in signals else {})
 
 
 def fill_missing(signals: Signals, has_priors: Mapping[str, bool], k: int) -> dict[str, Signal]:

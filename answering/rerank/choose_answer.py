@@ -11,11 +11,10 @@ import numpy as np
 from answering.config import RerankWeights
 from answering.protocol import Candidate, Request
 from answering.question_types import SKIPPABLE_QUESTION_TYPES, SkippableQuestionType, skippable_question_type
-from answering.rerank import learned_fusion
-from answering.rerank.candidate_scores import CORRECTED_SUFFIX, SELF_EVALUATION, Signals, image_text_signals
+from answering.rerank.candidate_scores import SELF_EVALUATION, Signals, scores_by_name
 from answering.rerank.confidence import NOT_SURE, Confidence
 from answering.rerank.logistic_regression import LogisticModel
-from answering.rerank.score_fusion import Form, components, fuse, log_likelihoods
+from answering.rerank.score_fusion import Form, components, features, fuse, log_likelihoods
 
 RESERVED_NAMES = frozenset(
     {"first", "random", "majority", "likelihood", "reranked", "learned", "abstaining", "oracle", "fused", SELF_EVALUATION}
@@ -45,19 +44,11 @@ class RerankPlan:
 
 
 @dataclass(frozen=True, slots=True)
-class RankedCandidates:
-    """order: indices of the candidates, best first. fused[i]: the fused score of candidate i, 0..1."""
-
-    order: tuple[int, ...]
-    fused: tuple[float, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class ChosenAnswer:
     """The answer to a question.
 
     Args:
-        text: the final answer: the displayed choice, or "not sure" if its confidence is too low.
+        chosen: the final answer: the displayed choice, or "not sure" if its confidence is too low.
         choices: text that each selection method chooses, by its name.
         fused: fused score of each candidate, 0..1; None if nothing was scored, as for the following fields.
         learned: score of each candidate under the learned fusion; None also if the plan has none.
@@ -65,7 +56,7 @@ class ChosenAnswer:
         unlike: what about the question is unlike those that the confidence was learnt from ("image", "words").
     """
 
-    text: str
+    chosen: str
     choices: dict[str, str]
     fused: tuple[float, ...] | None = None
     learned: tuple[float, ...] | None = None
@@ -94,8 +85,8 @@ def choose_answer(
     displayed = displayed_choice(choices)
     if not signals:
         return ChosenAnswer(choices[displayed], choices)
-    fused = rerank(candidates, signals, plan.weights, plan.clip_score_form).fused
-    learned = None if plan.learned is None else tuple(learned_fusion.fused(plan.learned, candidates, signals))
+    fused = rerank(candidates, signals, plan.weights, plan.clip_score_form)
+    learned = None if plan.learned is None else tuple(plan.learned.probabilities(features(candidates, signals)))
     if plan.confidence is None:
         return ChosenAnswer(choices[displayed], choices, fused, learned)
     estimate = plan.confidence.estimate(request.question, request.images, candidates, indices[displayed], signals)
@@ -104,12 +95,9 @@ def choose_answer(
     return ChosenAnswer(text, choices, fused, learned, estimate.value, estimate.unlike)
 
 
-def rerank(candidates: Sequence[Candidate], signals: Signals, weights: RerankWeights, form: Form = "softmax") -> RankedCandidates:
-    """Order candidates by fused score; of equal ones the earlier comes first. Raises UsageError as `fuse` and `components` do."""
-    if not candidates:
-        return RankedCandidates((), ())
-    fused = fuse(components(candidates, signals, form), weights)
-    return RankedCandidates(best_first(fused), tuple(fused.tolist()))
+def rerank(candidates: Sequence[Candidate], signals: Signals, weights: RerankWeights, form: Form = "softmax") -> tuple[float, ...]:
+    """The fused score of each candidate, 0..1; of equal ones the earlier is better. Raises UsageError as `fuse` and `components` do."""
+    return tuple(fuse(components(candidates, signals, form), weights).tolist()) if candidates else ()
 
 
 def select_candidates(
@@ -131,15 +119,10 @@ def select_candidates(
     if signals is None:
         return indices
     skipped = kind is not None and kind in plan.skipped_question_types
-    for name, signal in image_text_signals(signals).items():
-        indices[name] = _argmax(signal.scores)
-        if signal.corrected is not None:
-            indices[name + CORRECTED_SUFFIX] = _argmax(signal.corrected)
-    if SELF_EVALUATION in signals:
-        indices[SELF_EVALUATION] = _argmax(signals[SELF_EVALUATION].scores)
-    indices["reranked"] = 0 if skipped else next(iter(rerank(candidates, signals, plan.weights, plan.clip_score_form).order), 0)
+    indices |= {name: _argmax(scores) for name, scores in scores_by_name(signals).items()}
+    indices["reranked"] = 0 if skipped else _argmax(rerank(candidates, signals, plan.weights, plan.clip_score_form))
     if plan.learned is not None:
-        indices["learned"] = 0 if skipped or not candidates else _argmax(learned_fusion.fused(plan.learned, candidates, signals))
+        indices["learned"] = 0 if skipped or not candidates else _argmax(plan.learned.probabilities(features(candidates, signals)))
     return indices
 
 
@@ -153,18 +136,9 @@ def chosen_text(candidates: Sequence[Candidate], index: int) -> str:
     return (candidates[index].text.strip() if candidates else "") or UNKNOWN_ANSWER
 
 
-def best_first(scores: np.ndarray) -> tuple[int, ...]:
-    """Indices by descending score; of equal scores the earlier comes first."""
-    return tuple(np.argsort(-scores, kind="stable").tolist())
-
-
 def _argmax(scores: Sequence[float]) -> int:
     return int(np.argmax(scores)) if len(scores) else 0
 
 
 def _majority(candidates: Sequence[Candidate]) -> int:
-    def weight(index: int) -> tuple[float, float, int]:
-        candidate = candidates[index]
-        return candidate.count, candidate.log_prob if candidate.log_prob is not None else 0.0, -index
-
-    return max(range(len(candidates)), key=weight, default=0)
+    return max(range(len(candidates)), key=lambda i: (candidates[i].count, candidates[i].log_prob or 0.0, -i), default=0)

@@ -8,7 +8,7 @@ import numpy as np
 
 from answering.protocol import Candidate, ImageInput
 from answering.rerank.calibration_range import UNLIKE_CONFIDENCE, CalibrationRange
-from answering.rerank.candidate_scores import CORRECTED_SUFFIX, SELF_EVALUATION, Signals, image_text_signals
+from answering.rerank.candidate_scores import CORRECTED_SUFFIX, SELF_EVALUATION, Signals, scores_by_name
 from answering.rerank.logistic_regression import IsotonicSteps, LogisticModel
 from answering.rerank.score_fusion import log_likelihoods, softmax
 from dataset.sample import Language
@@ -29,10 +29,8 @@ class Estimate:
 class Confidence:
     """Turns features of a chosen answer into a probability that holds for questions like those of the calibration.
 
-    Args:
-        model: logistic model of the features.
-        steps: isotonic steps that follow it, if it was calibrated so.
-        calibration_range: which questions are like those of the calibration; None in files of earlier versions: all.
+    steps: isotonic steps that follow the logistic model, if it was calibrated so. calibration_range: which questions are like those of the
+    calibration; None in files of earlier versions: all.
     """
 
     model: LogisticModel
@@ -64,16 +62,15 @@ def confidence_features(candidates: Sequence[Candidate], index: int, signals: Si
     of the likelihood minus that of the best other candidate; <scorer>_corrected: score minus prior; self: P(yes) of the answerer.
     """
     chosen = candidates[index]
-    likelihood = softmax(np.array(log_likelihoods(candidates)))
+    likelihood = softmax(log_likelihoods(candidates))
     others = np.delete(likelihood, index)
-    features = {
+    return {
         "agreement": chosen.count / sum(candidate.count for candidate in candidates),
         "confidence": math.exp(chosen.mean_log_prob) if chosen.mean_log_prob is not None else 0.0,
         "margin": float(likelihood[index] - others.max(initial=0.0)),
+        **{
+            name: scores[index]
+            for name, scores in scores_by_name(signals).items()
+            if name == SELF_EVALUATION or name.endswith(CORRECTED_SUFFIX)
+        },
     }
-    for name, signal in image_text_signals(signals).items():
-        if signal.corrected is not None:
-            features[name + CORRECTED_SUFFIX] = signal.corrected[index]
-    if SELF_EVALUATION in signals:
-        features[SELF_EVALUATION] = signals[SELF_EVALUATION].scores[index]
-    return features

@@ -22,23 +22,37 @@ from renamed_keys import with_new_keys
 
 
 @dataclass(frozen=True, slots=True)
-class FittedReranker:
-    """A plan and what it was fitted for; it is valid for exactly that.
+class FitConditions:
+    """What a plan is fitted for; it is valid for exactly that.
 
-    Args:
-        plan: the fitted values.
-        model: identifies the model.
-        decoding: the decoding settings.
-        scorers: the identity of each scorer by name.
-        settings: the configured settings (`rerank_settings`) that it replaces.
-        background_means: mean features [D] of the background images, by scorer.
+    model: its identity. scorers: the identity of each by name. settings: the configured ones (`rerank_settings`) that the plan replaces.
     """
 
-    plan: RerankPlan
     model: dict[str, Any]
     decoding: dict[str, Any]
     scorers: dict[str, str]
     settings: dict[str, Any]
+
+    def differences(self, other: "FitConditions") -> dict[str, list[str]]:
+        """What is not the same: the part -> the names of the differing entries."""
+        pairs: dict[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
+            "model": (comparable(self.model), comparable(other.model)),
+            "decoding": (self.decoding, other.decoding),
+            "set of scorers": (self.scorers, other.scorers),
+            "rerank setting": (self.settings, other.settings),
+        }
+        differing = {
+            part: sorted(key for key in mine.keys() | theirs.keys() if mine.get(key) != theirs.get(key))
+            for part, (mine, theirs) in pairs.items()
+        }
+        return {part: ["content of its files" if key == "files" else key for key in keys] for part, keys in differing.items() if keys}
+
+
+@dataclass(frozen=True, slots=True)
+class FittedReranker(FitConditions):
+    """A plan and what it was fitted for. background_means: mean features [D] of the background images, by scorer."""
+
+    plan: RerankPlan
     background_means: dict[str, list[float]]
 
     def background_images(self, name: str) -> BackgroundImages | None:
@@ -79,55 +93,21 @@ def rerank_settings(rerank: RerankConfig) -> dict[str, Any]:
     }
 
 
-def find_fitted(
-    folder: Path, model: dict[str, Any], decoding: dict[str, Any], scorers: dict[str, str], settings: dict[str, Any]
-) -> FittedReranker | None:
-    """The fitted reranker in a folder for exactly this model, decoding, scorers and settings; None if there is none.
+def find_fitted(folder: Path, wanted: FitConditions) -> tuple[FittedReranker | None, str | None]:
+    """The fitted reranker in a folder (one JSON file per system) for exactly these conditions; without one, how the nearest differs.
 
-    Args:
-        folder: one JSON file per system.
-        model: identifies the model.
-        decoding: the decoding settings.
-        scorers: the identity of each scorer by name.
-        settings: from `rerank_settings`.
-
-    Raises:
-        TesseraError: a file is not a fitted reranker.
+    Nearest is one of the same model, then the one with the fewest differences. Neither if the folder holds none. Raises TesseraError if
+    a file is not a fitted reranker.
     """
+    others = []
     for path in sorted(folder.glob("*.json")):
         fitted = load_fitted(path)
-        if not _differences(fitted, model, decoding, scorers, settings):
-            return fitted
-    return None
-
-
-def explain_mismatch(
-    folder: Path, model: dict[str, Any], decoding: dict[str, Any], scorers: dict[str, str], settings: dict[str, Any]
-) -> str | None:
-    """How the nearest fitted reranker of a folder differs from what `find_fitted` looked for; None if the folder holds none.
-
-    Nearest is one of the same model, then the one with the fewest differences. Arguments and errors as of `find_fitted`.
-    """
-    candidates = [(path, _differences(load_fitted(path), model, decoding, scorers, settings)) for path in sorted(folder.glob("*.json"))]
-    if not candidates:
-        return None
-    path, differences = min(candidates, key=lambda item: ("model" in item[1], sum(map(len, item[1].values()))))
+        differences = fitted.differences(wanted)
+        if not differences:
+            return fitted, None
+        others.append((path, differences))
+    if not others:
+        return None, None
+    path, differences = min(others, key=lambda item: ("model" in item[1], sum(map(len, item[1].values()))))
     parts = [f"{part} ({', '.join(keys)})" for part, keys in differences.items()]
-    return f"{path} was fitted for another " + " and another ".join(parts)
-
-
-def _differences(
-    fitted: FittedReranker, model: dict[str, Any], decoding: dict[str, Any], scorers: dict[str, str], settings: dict[str, Any]
-) -> dict[str, list[str]]:
-    """What a fitted reranker was fitted for and is not the same here: the part -> the names of the differing entries."""
-    pairs: dict[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
-        "model": (comparable(fitted.model), comparable(model)),
-        "decoding": (fitted.decoding, decoding),
-        "set of scorers": (fitted.scorers, scorers),
-        "rerank setting": (fitted.settings, settings),
-    }
-    differing = {
-        part: sorted(key for key in mine.keys() | theirs.keys() if mine.get(key) != theirs.get(key))
-        for part, (mine, theirs) in pairs.items()
-    }
-    return {part: ["content of its files" if key == "files" else key for key in keys] for part, keys in differing.items() if keys}
+    return None, f"{path} was fitted for another " + " and another ".join(parts)

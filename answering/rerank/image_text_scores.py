@@ -6,6 +6,7 @@ Shapes: N images, D feature size.
 import statistics
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -79,27 +80,19 @@ class ImageTextScorer:
 
         None for a question without an image, or in a language that the scorer does not support.
         """
-        selected = [i for i, question in enumerate(questions) if question.images and question.language in self.languages]
-        pairs = [(i, image) for i in selected for image in questions[i].images]
-        texts = {
-            i: [statement(questions[i].question, text, questions[i].language, self.statement_form) for text in questions[i].texts]
-            for i in selected
-        }
-        per_question: dict[int, list[tuple[list[float], list[float]]]] = {i: [] for i in selected}
-        for (i, _), scored in zip(pairs, self._scores_and_priors(questions, pairs, texts), strict=True):
-            per_question[i].append(scored)
-        return [self._signal(per_question[i]) if i in per_question else None for i in range(len(questions))]
+        images = [question.images if question.language in self.languages else () for question in questions]
+        pairs = [(question, image) for question, own in zip(questions, images, strict=True) for image in own]
+        scored = self._scores_and_priors(pairs)
+        return [self._signal(list(islice(scored, len(own)))) if own else None for own in images]
 
-    def _scores_and_priors(
-        self, questions: Sequence[QuestionCandidates], pairs: Sequence[tuple[int, ImageInput]], texts: dict[int, list[str]]
-    ) -> Iterator[tuple[list[float], list[float]]]:
-        images, groups = [image for _, image in pairs], [texts[i] for i, _ in pairs]
+    def _scores_and_priors(self, pairs: Sequence[tuple[QuestionCandidates, ImageInput]]) -> Iterator[tuple[list[float], list[float]]]:
+        images = [image for _, image in pairs]
+        groups = [[statement(q.question, text, q.language, self.statement_form) for text in q.texts] for q, _ in pairs]
         if self.background_images is None or not isinstance(self.scorer, ImageTextModelWithPriors):
-            for scores in self.scorer.score_batch(images, groups):
-                yield scores, []
-            return
-        means = {keys: self.background_images.mean(keys) for keys in dict.fromkeys(questions[i].keys for i, _ in pairs)}
-        yield from self.scorer.score_with_priors(images, groups, [means[questions[i].keys] for i, _ in pairs])
+            yield from ((scores, []) for scores in self.scorer.score_batch(images, groups))
+        else:
+            means = {keys: self.background_images.mean(keys) for keys in dict.fromkeys(question.keys for question, _ in pairs)}
+            yield from self.scorer.score_with_priors(images, groups, [means[question.keys] for question, _ in pairs])
 
     def _signal(self, per_image: Sequence[tuple[list[float], list[float]]]) -> Signal:
         scores, priors = zip(*per_image, strict=True)

@@ -21,13 +21,13 @@ _SIDE, _PART = r"(?:the )?(?:left|right)", r"(?:the )?(?:top|bottom|upper|lower|
 
 @dataclass(frozen=True, slots=True)
 class _Rule:
-    """A pattern of questions, and the template of their statements: `statement`, or `yes` and `no`."""
+    """A pattern of questions, and the template of their statements: `statement`, or `if_yes` and `if_no`."""
 
     kind: str
     question: re.Pattern[str]
-    statement: str | None
-    yes: str | None
-    no: str | None
+    statement: str | None = None
+    if_yes: str | None = None
+    if_no: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +48,7 @@ def statement(question: str, answer: str, language: Language, statement_form: St
     sentence: by the first matching template of `statements.yaml`; joined if none matches.
     """
     text = sentence(question, answer, language) if statement_form == "sentence" else None
-    return text or joined(question, answer, language)
-
-
-def joined(question: str, answer: str, language: Language) -> str:
-    """The question followed by the answer, joined by the separator of the language."""
-    return _templates()[language].separator.join((question_text(question), question_text(answer))).strip()
+    return text or _templates()[language].separator.join((question_text(question), question_text(answer))).strip()
 
 
 def sentence(question: str, answer: str, language: Language) -> str | None:
@@ -63,17 +58,12 @@ def sentence(question: str, answer: str, language: Language) -> str | None:
     if matching is None or not bare_answer:
         return None
     rule, match = matching
-    template = rule.statement or _yes_or_no(rule, bare_answer, templates)
+    word = bare_answer.casefold()
+    template = rule.statement or (rule.if_yes if word in templates.yes else rule.if_no if word in templates.no else None)
     if not template:
         return None
     text = " ".join(template.format_map(_fields(match.groupdict(), bare_answer)).split())
     return text[0].upper() + text[1:] + templates.end
-
-
-def kind(question: str, language: Language) -> str | None:
-    """The kind of the first template that matches a question, such as "yes/no" or "counting"; None if none matches."""
-    matching = _matching_rule(question, language)
-    return None if matching is None else matching[0].kind
 
 
 def strip_lead_in(question: str, language: Language) -> str:
@@ -89,12 +79,6 @@ def _matching_rule(question: str, language: Language) -> tuple[_Rule, re.Match[s
     # Lower-case the first word, unless it is an abbreviation.
     text = text if text[1:2].isupper() else text[:1].lower() + text[1:]
     return next(((rule, match) for rule in _templates()[language].rules if (match := rule.question.fullmatch(text))), None)
-
-
-def _yes_or_no(rule: _Rule, answer: str, templates: _Templates) -> str | None:
-    """The rule's template for an answer that means yes or no; None for any other."""
-    word = answer.casefold()
-    return rule.yes if word in templates.yes else rule.no if word in templates.no else None
 
 
 def _fields(groups: dict[str, str | None], answer: str) -> dict[str, str]:
@@ -141,16 +125,7 @@ def _parse_templates(data: dict[str, Any]) -> _Templates:
     words: dict[str, str] = {}
     for name, expression in data["words"].items():
         words[name] = _expand_words(expression, words)
-    rules = [
-        _Rule(
-            rule["kind"],
-            re.compile(_expand_words(rule["question"], words), re.IGNORECASE),
-            rule.get("statement"),
-            rule.get("if_yes"),
-            rule.get("if_no"),
-        )
-        for rule in data["rules"]
-    ]
+    rules = [_Rule(**{**rule, "question": re.compile(_expand_words(rule["question"], words), re.IGNORECASE)}) for rule in data["rules"]]
     lead_in = re.compile("^(?:" + "|".join(f"(?:{expression})" for expression in data["before"]) + ")", re.IGNORECASE)
     return _Templates(data["joint"], data["end"], frozenset(data["yes_words"]), frozenset(data["no_words"]), lead_in, tuple(rules))
 

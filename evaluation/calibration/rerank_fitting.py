@@ -17,9 +17,8 @@ from answering.rerank.calibration_range import fit_calibration_range
 from answering.rerank.candidate_scores import SELF_EVALUATION
 from answering.rerank.choose_answer import RerankPlan, displayed_choice, select_candidates
 from answering.rerank.confidence import Confidence, confidence_features
-from answering.rerank.learned_fusion import features
 from answering.rerank.logistic_regression import LogisticModel
-from answering.rerank.score_fusion import Form, components, fuse
+from answering.rerank.score_fusion import Form, components, features, fuse
 from evaluation.answer_selection import RerankPlans, fill_missing_signals
 from evaluation.calibration.probability_fits import fit_logistic, group_k_fold, isotonic
 from evaluation.metrics.short_answers import vqa_accuracy

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import gradio as gr
 
 from answering.config import DecodingConfig
-from answering.streamed_text import StreamedText
+from answering.protocol import StreamedText
 from dataset.loading.image_io import ImageError, open_image
 from dataset.sample import Task
 from errors import TesseraError

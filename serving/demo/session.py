@@ -10,9 +10,8 @@ from typing import Any, NamedTuple
 
 from answering.answerer_factory import check_decoding
 from answering.config import DecodingConfig, System, for_descriptions
-from answering.protocol import Answerer, FinishReason, Request
+from answering.protocol import Answerer, FinishReason, Request, StreamedText
 from answering.reply import Reply, Reranker, question_request, reply
-from answering.streamed_text import StreamedText
 from dataset.sample import Message, Task
 from errors import TesseraError
 

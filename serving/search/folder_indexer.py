@@ -15,8 +15,7 @@ from pathlib import Path
 
 import torch
 
-from answering.batch_inference import find_images
-from answering.failed_images import FailedImage
+from answering.batch_inference import FailedImage, find_images
 from dataset.loading.image_io import ImageError, printable_path, read_image_file
 from progress import Progress
 from serving.search import ann_index

@@ -6,8 +6,9 @@ import pytest
 import torch
 from transformers import GenerationConfig, LogitsProcessor
 
-from answering.decoding.beam_search import GeneratedSequence, PromptBatch
+from answering.decoding.beam_search import GeneratedSequence
 from answering.decoding.decoding_rules import DecodingRules
+from answering.decoding.kv_cache import PromptBatch
 from benchmarks.generation_speed import parse_generated, stock_beam_search
 
 NUM_NEW_TOKENS = 8
@@ -61,7 +62,8 @@ class OfTheAnswer(LogitsProcessor):
         self.rules, self.prompt_length = rules, prompt_length
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.Tensor:
-        return self.rules.penalise(input_ids[:, self.prompt_length :], scores, scores)
+        penalised: torch.Tensor = self.rules.penalties(input_ids[:, self.prompt_length :], scores)
+        return penalised
 
 
 @torch.no_grad()

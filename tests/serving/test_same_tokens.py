@@ -135,7 +135,7 @@ def test_short_questions_that_somebody_types_get_the_tokens_of_training(
     session.ask(image, [], f"{question} ")
     requests.append(recorder.request)
     arguments = argparse.Namespace(long=False, stream=False, save=None)
-    answer_command.ask(configuration.load(configuration.DEFAULT), arguments, recorder, None, f"{question} ", [image])
+    answer_command.Session(arguments, recorder, None, configuration.load(configuration.DEFAULT).decoding).ask(f"{question} ", [image])
     requests.append(recorder.request)
     answer_folder(recorder, None, raw.images, BatchOptions("Describe.", question, decoding, 8), raw.folder / "answers.jsonl", {})
     requests.append(recorder.request)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from PIL import Image
 from torch import nn
 
-from answering.decoding.candidate_text_key import candidate_key
+from answering.decoding.candidates import candidate_key
 from answering.protocol import Answer, Decoding, Request
 from answering.rendering import IMAGE_SIDE, TEXT_WIDTH, side_by_side
 from answering.systems.family_answerer import FamilyAnswerer

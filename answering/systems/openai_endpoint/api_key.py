@@ -12,8 +12,6 @@ from errors import UsageError
 NO_KEY = "none"
 """Sent to an endpoint that needs no key, because the client always sends one."""
 
-REDACTED = "***"
-
 
 def api_key(system: OpenAiSystem, where: str, folder: Path = Path()) -> str:
     """The API key in the variable `api_key_env` of a system. The environment takes precedence over the file .env in `folder`.
@@ -30,11 +28,6 @@ def api_key(system: OpenAiSystem, where: str, folder: Path = Path()) -> str:
     if not re.fullmatch(r"[\x21-\x7e]+", key):
         raise UsageError(f"{where} contains whitespace or other characters that cannot be part of a key")
     return key
-
-
-def redact(text: str, key: str) -> str:
-    """`text` with the key replaced: an endpoint may repeat it in its messages."""
-    return text if key == NO_KEY else text.replace(key, REDACTED)
 
 
 def _read_dotenv(path: Path) -> dict[str, str | None]:

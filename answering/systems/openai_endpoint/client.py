@@ -12,7 +12,7 @@ import httpx2
 import openai
 
 from answering.config import OpenAiSystem
-from answering.systems.openai_endpoint.api_key import redact
+from answering.systems.openai_endpoint.api_key import NO_KEY
 from answering.systems.openai_endpoint.response_cache import Choice
 from errors import TesseraError
 
@@ -95,11 +95,12 @@ class EndpointClient:
         raise AssertionError("the last attempt returns or raises")
 
     def _redacted(self, text: str) -> str:
-        return redact(" ".join(text.split())[:500], self._key)
+        """One line without the key, which an endpoint may repeat in its messages."""
+        line = " ".join(text.split())[:500]
+        return line if self._key == NO_KEY else line.replace(self._key, "***")
 
 
 def _is_retryable(error: openai.OpenAIError) -> bool:
-    """Whether a retry may succeed."""
     if isinstance(error, openai.APIStatusError):
         # An exhausted quota has the status of a rate limit, but a retry does not help.
         return (error.status_code in RETRYABLE_STATUSES and error.code != "insufficient_quota") or error.status_code >= 500
@@ -136,10 +137,8 @@ def _parse_choice(message: dict[str, Any], choice: dict[str, Any]) -> Choice:
     if text is not None:
         # Lone surrogates, escaped in JSON, cannot be written to a file.
         text = text.encode("utf-8", "replace").decode()
-    token_entries = (choice.get("logprobs") or {}).get("content")
-    if not token_entries:
-        return Choice(text, choice.get("finish_reason"))
+    token_entries = (choice.get("logprobs") or {}).get("content") or []
     log_probs = tuple(float(token["logprob"]) for token in token_entries)
-    if not all(map(math.isfinite, log_probs)):
+    if not token_entries or not all(map(math.isfinite, log_probs)):
         return Choice(text, choice.get("finish_reason"))
     return Choice(text, choice.get("finish_reason"), tuple(str(token["token"]) for token in token_entries), log_probs)

@@ -10,9 +10,8 @@ from answering.decoding.candidates import Generation, merge
 from answering.prompts import PromptPolicy
 from answering.protocol import Answer, Decoding, Description, FinishReason, ImageInput, Request
 from answering.request_images import JPEG_QUALITY, data_url, image_digest
-from answering.systems.openai_endpoint.api_key import api_key
 from answering.systems.openai_endpoint.client import EndpointClient, EndpointError
-from answering.systems.openai_endpoint.response_cache import Choice, ResponseCache, cache_key
+from answering.systems.openai_endpoint.response_cache import Choice, ResponseCache, read_response, write_response
 from dataset.loading.encoded_sample import check_messages
 from dataset.sample import IMAGE_PLACEHOLDER, Message
 from errors import TesseraError
@@ -54,10 +53,10 @@ class EndpointAnswerer:
         Raises TesseraError if the endpoint rejects the request.
         """
         endpoint_request = _EndpointRequest(self.system, self._messages(request), request.images)
-        body = self._sampled(decoding, 0) if decoding.strategy == "sample" else self._greedy(decoding)
-        key = endpoint_request.key(body)
-        with self.cache.lock(key):
-            cached = self.cache.get(key)
+        body = self._body(decoding, 0 if decoding.strategy == "sample" else None)
+        record = endpoint_request.cache_record(body)
+        with self.cache.locked_file(record) as path:
+            cached = read_response(path)
             chunks = iter(cached) if cached is not None else self.client.stream(endpoint_request.body(body))
             text, num_emitted, received = "", 0, []
             for chunk in chunks:
@@ -68,9 +67,10 @@ class EndpointAnswerer:
                 if len(stripped) > num_emitted:
                     yield stripped[num_emitted:]
                     num_emitted = len(stripped)
+            whole = _merge_chunks(received, text)
             if cached is None:
-                self.cache.put(key, endpoint_request.cache_record(body), (_merge_chunks(received, text),), None)
-        return _finish_reason(next((chunk.finish_reason for chunk in reversed(received) if chunk.finish_reason), None))
+                write_response(path, record, (whole,), None)
+        return _finish_reason(whole.finish_reason)
 
     def _answer(self, request: Request, decoding: Decoding) -> Answer:
         prompt = ""
@@ -99,36 +99,33 @@ class EndpointAnswerer:
     def _choices(self, endpoint_request: "_EndpointRequest", decoding: Decoding) -> list[Choice]:
         """The greedy choice, unless all are sampled, then samples. If the endpoint returns fewer than n, the missing ones are requested
         again."""
-        choices = [] if decoding.strategy == "sample" else list(self._fetch(endpoint_request, self._greedy(decoding)))[:1]
+        choices = [] if decoding.strategy == "sample" else list(self._fetch(endpoint_request, self._body(decoding)))[:1]
         num_choices = 1 if decoding.strategy == "greedy" else decoding.num_candidates
         while (missing := num_choices - len(choices)) > 0:
-            body = self._sampled(decoding, len(choices))
+            body = self._body(decoding, len(choices))
             count_options = {"n": missing} if self.system.sampling == "n" and missing > 1 else {}
             choices += self._fetch(endpoint_request, body | count_options)[:missing]
         return choices
 
     def _fetch(self, endpoint_request: "_EndpointRequest", body: dict[str, Any]) -> tuple[Choice, ...]:
-        key = endpoint_request.key(body)
-        with self.cache.lock(key):
-            choices = self.cache.get(key)
+        record = endpoint_request.cache_record(body)
+        with self.cache.locked_file(record) as path:
+            choices = read_response(path)
             if choices is None:
                 choices, usage = self.client.complete(endpoint_request.body(body))
-                self.cache.put(key, endpoint_request.cache_record(body), choices, usage)
+                write_response(path, record, choices, usage)
         return choices
 
-    def _greedy(self, decoding: Decoding) -> dict[str, Any]:
-        return self._body(decoding, 0.0)
-
-    def _sampled(self, decoding: Decoding, index: int) -> dict[str, Any]:
-        """Fields of the request for the samples from `index` on."""
-        return self._body(decoding, decoding.temperature) | {"seed": decoding.seed + index, "top_p": decoding.top_p}
-
-    def _body(self, decoding: Decoding, temperature: float) -> dict[str, Any]:
+    def _body(self, decoding: Decoding, index: int | None = None) -> dict[str, Any]:
+        """Fields of the request for the samples from `index` on; None: for the greedy answer."""
+        sampling = {} if index is None else {"seed": decoding.seed + index, "top_p": decoding.top_p}
         logprob_options = {"logprobs": True} if self.system.log_probabilities else {}
         # Sent where they change something: endpoints need not know them, and responses cached without them stay valid.
         penalties = {name: value for name in ("presence_penalty", "frequency_penalty") if (value := getattr(decoding, name))}
         stop = {"stop": list(decoding.stop)} if decoding.stop else {}
-        return {"temperature": temperature, self.system.token_limit: decoding.max_new_tokens, **logprob_options, **penalties, **stop}
+        temperature = 0.0 if index is None else decoding.temperature
+        options = {**logprob_options, **penalties, **stop, **sampling}
+        return {"temperature": temperature, self.system.token_limit: decoding.max_new_tokens, **options}
 
     def _read(self, choice: Choice, request: Request) -> Generation:
         raw = (choice.text or "").strip()
@@ -164,9 +161,6 @@ class _EndpointRequest:
             "extra_body": self.system.extra_body,
         }
 
-    def key(self, decoding: dict[str, Any]) -> str:
-        return cache_key(self.cache_record(decoding))
-
 
 def _parts(content: str, urls: Iterator[str]) -> str | list[dict[str, Any]]:
     """A text without placeholders unchanged; a text with placeholders as parts, with an image in place of each."""
@@ -192,13 +186,8 @@ def _merge_chunks(chunks: Sequence[Choice], text: str) -> Choice:
     if not chunks:
         raise EndpointError("the endpoint's stream has no choices")
     reason = next((chunk.finish_reason for chunk in reversed(chunks) if chunk.finish_reason), None)
-    if any(chunk.text and chunk.tokens is None for chunk in chunks):
-        return Choice(text, reason)
     tokens = tuple(token for chunk in chunks for token in chunk.tokens or ())
+    if not tokens or any(chunk.text and chunk.tokens is None for chunk in chunks):
+        return Choice(text, reason)
     log_probs = tuple(value for chunk in chunks for value in chunk.log_probs or ())
-    return Choice(text, reason, tokens, log_probs) if tokens else Choice(text, reason)
-
-
-def load(system: OpenAiSystem) -> EndpointAnswerer:
-    """An answerer for a configured endpoint. Sends nothing yet. Raises UsageError if the API key is missing."""
-    return EndpointAnswerer(system, EndpointClient(system, api_key(system, f"system {system.name}, ")))
+    return Choice(text, reason, tokens, log_probs)

@@ -25,7 +25,10 @@ class Choice:
 
 
 class ResponseCache:
-    """A folder of responses, named by a digest of their requests. Processes may share it."""
+    """A folder of responses, one file each, named by a digest of their requests. Processes may share it.
+
+    A request is given as a record of everything that determines the response: URL, model, messages, images and decoding settings.
+    """
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -33,43 +36,30 @@ class ResponseCache:
         self._locks: dict[str, threading.Lock] = defaultdict(threading.Lock)
 
     @contextmanager
-    def lock(self, key: str) -> Iterator[None]:
-        """A lock held while a response is looked up and fetched, so that equal requests are not sent concurrently."""
+    def locked_file(self, request: dict[str, Any]) -> Iterator[Path]:
+        """The file of a response, locked while it is looked up and fetched, so that equal requests are not sent concurrently."""
+        text = json.dumps(request, ensure_ascii=False, sort_keys=True, allow_nan=False)
+        key = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
         with self._locks_lock:
             lock = self._locks[key]
         with lock:
-            yield
-
-    def get(self, key: str) -> tuple[Choice, ...] | None:
-        """The choices of a cached response; None if it is missing. Raises TesseraError for a file that is not a cached response."""
-        path = self._path(key)
-        try:
-            choices = json.loads(path.read_text(encoding="utf-8"))["choices"]
-            return tuple(Choice(**{**choice, **{name: _tuple(choice[name]) for name in ("tokens", "log_probs")}}) for choice in choices)
-        except FileNotFoundError:
-            return None
-        except (ValueError, KeyError, TypeError) as error:
-            raise TesseraError(f"{path}: not a cached response of an endpoint; delete it to have the question asked again") from error
-
-    def put(self, key: str, cache_record: dict[str, Any], choices: tuple[Choice, ...], usage: object) -> None:
-        """Cache a response.
-
-        Args:
-            key: `cache_key(cache_record)`.
-            cache_record: everything that determines the response, for people.
-            choices: the response.
-            usage: tokens counted by the endpoint.
-        """
-        write_json(self._path(key), {"asked": cache_record, "choices": [asdict(choice) for choice in choices], "usage": usage})
-
-    def _path(self, key: str) -> Path:
-        return self.folder / key[:2] / f"{key}.json"
+            yield self.folder / key[:2] / f"{key}.json"
 
 
-def cache_key(cache_record: dict[str, Any]) -> str:
-    """A digest of everything that determines the response: URL, model, messages, images and decoding settings."""
-    text = json.dumps(cache_record, ensure_ascii=False, sort_keys=True, allow_nan=False)
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+def read_response(path: Path) -> tuple[Choice, ...] | None:
+    """The choices of a cached response; None if it is missing. Raises TesseraError for a file that is not a cached response."""
+    try:
+        choices = json.loads(path.read_text(encoding="utf-8"))["choices"]
+        return tuple(Choice(**{**choice, **{name: _tuple(choice[name]) for name in ("tokens", "log_probs")}}) for choice in choices)
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise TesseraError(f"{path}: not a cached response of an endpoint; delete it to have the question asked again") from error
+
+
+def write_response(path: Path, request: dict[str, Any], choices: tuple[Choice, ...], usage: object) -> None:
+    """Cache a response, with its request for people. usage: tokens counted by the endpoint."""
+    write_json(path, {"asked": request, "choices": [asdict(choice) for choice in choices], "usage": usage})
 
 
 def _tuple(values: list[Any] | None) -> tuple[Any, ...] | None:

@@ -5,8 +5,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from answering.decoding.beam_search import PromptBatch, beam_search
+from answering.decoding.beam_search import beam_search
 from answering.decoding.decoding_rules import DecodingRules
+from answering.decoding.kv_cache import PromptBatch
 from answering.decoding.sampling import collect, decode_steps, sample_tokens
 from answering.protocol import Request
 from answering.systems.family_answerer import FamilyAnswerer

@@ -4,8 +4,7 @@ import math
 
 import pytest
 
-from answering.decoding.candidate_text_key import candidate_key
-from answering.decoding.candidates import Generation, merge
+from answering.decoding.candidates import Generation, candidate_key, merge
 
 
 def generation(text: str, probability: float, *token_ids: int) -> Generation:

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from answering.config import DESCRIPTION_NGRAM_SIZE, DecodingConfig, for_descriptions
-from answering.decoding.beam_search import GeneratedSequence, PromptBatch, beam_search
+from answering.decoding.beam_search import GeneratedSequence, beam_search
 from answering.decoding.decoding_rules import DecodingRules
+from answering.decoding.kv_cache import PromptBatch
 from answering.decoding.sampling import collect, decode_steps
 from answering.protocol import Request
 from answering.systems.family_answerer import FamilyAnswerer
@@ -76,13 +77,13 @@ def test_candidates_are_ordered_by_the_search_and_have_the_probabilities_of_the_
         generated = answerer.generate(requests, [answerer.encode(request) for request in requests], decoding)
         for request, answer, sequences in zip(requests, answers, generated, strict=True):
             for candidate in answer.candidates:
-                texts = {answerer.decode(sequence.token_ids): sequence for sequence in sequences}
+                texts = {answerer.text(sequence.token_ids).strip(): sequence for sequence in sequences}
                 ids = texts[candidate.raw].token_ids
                 if candidate.count == 1:
                     assert candidate.log_prob == pytest.approx(_forced_log_prob(answerer, request, ids), abs=1e-3)
             first = max(sequences, key=lambda sequence: (sequence.penalised_log_prob or 0.0) / len(sequence.token_ids))
             if all(candidate.count == 1 for candidate in answer.candidates):
-                assert answer.first.raw == answerer.decode(first.token_ids)
+                assert answer.first.raw == answerer.text(first.token_ids).strip()
 
 
 @torch.no_grad()
@@ -117,7 +118,7 @@ def test_tokens_are_sampled_among_the_most_probable(answerer: FamilyAnswerer, se
 def test_penalties_count_the_tokens_of_the_answer() -> None:
     rules = DecodingRules.from_config(DecodingConfig(presence_penalty=1.0, frequency_penalty=0.25), (), str)
     tokens, logits = torch.tensor([[3, 3, 1]]), torch.zeros(1, 5)
-    assert rules.penalise(tokens, logits, logits).tolist() == [[0.0, -1.25, 0.0, -1.5, 0.0]]
+    assert rules.penalties(tokens, logits).tolist() == [[0.0, -1.25, 0.0, -1.5, 0.0]]
 
 
 def test_a_description_does_not_loop_by_default(answerer: FamilyAnswerer, requests: list[Request]) -> None:

@@ -5,11 +5,10 @@ import dataclasses
 import pytest
 
 from answering.config import DecodingConfig
-from answering.decoding.stop_strings import StopStrings, cut_before, without_beginning_of
+from answering.decoding.stop_strings import IncrementalDetokenizer, StopStrings, cut_before, without_beginning_of
 from answering.decoding.streaming import TokenGenerated, stream_tokens
 from answering.protocol import Request
 from answering.systems.family_answerer import FamilyAnswerer
-from answering.systems.local_model import IncrementalDetokenizer
 
 GREEDY = DecodingConfig(strategy="greedy", max_new_tokens=12)
 

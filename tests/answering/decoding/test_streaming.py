@@ -1,7 +1,6 @@
 """Answers streamed token by token for many requests are the same as those that are returned at once."""
 
 import dataclasses
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -10,10 +9,9 @@ from answering.config import DecodingConfig
 from answering.decoding.beam_search import beam_search
 from answering.decoding.decoding_rules import DecodingRules
 from answering.decoding.sampling import decode_steps
-from answering.decoding.streaming import RequestFailed, RequestStarted, StreamEvent, TokenGenerated, can_stream_tokens, stream_tokens
+from answering.decoding.streaming import RequestFailed, RequestStarted, StreamEvent, TokenGenerated, stream_tokens
 from answering.protocol import Request
 from answering.systems.family_answerer import FamilyAnswerer
-from answering.systems.local_model import Prompt
 from dataset.sample import Message
 from tests.answering.conftest import noise_image
 
@@ -106,13 +104,3 @@ def test_a_cancelled_request_becomes_an_error_and_the_others_do_not_change(answe
         assert [candidate.raw for candidate in rest[request_index].candidates] == [
             candidate.raw for candidate in uncancelled[request_index].candidates
         ]
-
-
-def test_only_local_decoder_only_models_can_stream_tokens(answerer: FamilyAnswerer) -> None:
-    class OwnDecoding(FamilyAnswerer):
-        def generate_tokens(self, request: Request, prompt: Prompt, decoding: DecodingConfig) -> Iterator[int]:
-            del request, prompt, decoding
-            yield 1
-
-    assert can_stream_tokens(answerer)
-    assert not can_stream_tokens(OwnDecoding(answerer.model, answerer.processor))

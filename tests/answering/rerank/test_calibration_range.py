@@ -11,14 +11,15 @@ from answering.protocol import Answer, Candidate
 from answering.reply import Reply
 from answering.rerank.calibration_range import (
     MIN_IMAGES,
+    STATISTICS,
     UNLIKE_CONFIDENCE,
     CalibrationRange,
     ImageRange,
     fit_calibration_range,
+    image_statistics,
     question_words,
 )
 from answering.rerank.confidence import Confidence, Estimate
-from answering.rerank.image_statistics import STATISTICS, image_statistics
 from answering.rerank.logistic_regression import LogisticModel
 
 QUESTIONS = ["What color is the circle?", "What color is the square?", "What shape is red?", "圆形是什么颜色的？", "方形是什么颜色的？"]
@@ -137,7 +138,7 @@ def test_the_confidence_of_an_unlike_question_is_limited_and_falls_with_the_dist
 
 def test_a_reply_says_what_is_unlike() -> None:
     choices = {"first": "red", "reranked": "red"}
-    reply = Reply("Who?", Answer("1", tuple(CANDIDATES)), choices, "red", {}, None, 0.25, ("image", "words"))
+    reply = Reply("red", choices, confidence=0.25, unlike=("image", "words"), question="Who?", answer=Answer("1", tuple(CANDIDATES)))
     assert reply.lines()[0] == 'how likely "red" is right: 25% (image and words unlike those that the confidence was learnt from)'
     assert (reply.record()["confidence"], reply.record()["unlike"]) == (0.25, ["image", "words"])
     known = replace(reply, unlike=())

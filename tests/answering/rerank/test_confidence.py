@@ -11,9 +11,9 @@ from answering.protocol import Candidate
 from answering.rerank.candidate_scores import Signal, fill_missing
 from answering.rerank.choose_answer import RerankPlan
 from answering.rerank.confidence import Confidence, confidence_features
-from answering.rerank.fitted_reranker import FittedReranker, explain_mismatch, find_fitted, load_fitted, rerank_settings, save_fitted
-from answering.rerank.learned_fusion import features, fused
+from answering.rerank.fitted_reranker import FitConditions, FittedReranker, find_fitted, load_fitted, rerank_settings, save_fitted
 from answering.rerank.logistic_regression import IsotonicSteps, LogisticModel, sigmoid
+from answering.rerank.score_fusion import features
 from errors import TesseraError, UsageError
 
 CANDIDATES = [Candidate("a", math.log(0.5), math.log(0.5), "a", 3), Candidate("b", math.log(0.25), math.log(0.25), "b", 1)]
@@ -54,7 +54,7 @@ def test_features_of_learned_fusion_are_shares_over_the_candidates() -> None:
     assert table["first"] == [1.0, 0.0]
     assert sum(table["clip"]) == pytest.approx(1.0)
     assert table["clip_corrected"] == pytest.approx([1 / (1 + math.exp(-0.5)), 1 / (1 + math.exp(0.5))])
-    assert fused(LogisticModel(("self",), (1.0,), 0.0), CANDIDATES, SIGNALS) == pytest.approx(
+    assert LogisticModel(("self",), (1.0,), 0.0).probabilities(features(CANDIDATES, SIGNALS)) == pytest.approx(
         [1 / (1 + math.exp(-0.9)), 1 / (1 + math.exp(-0.2))]
     )
 
@@ -67,14 +67,14 @@ def test_missing_signals_are_filled_with_zeros() -> None:
 def test_a_fitted_reranker_that_does_not_match_is_explained(tmp_path: Path) -> None:
     model, decoding, settings = {"kind": "checkpoint", "path": "a", "files": "ab"}, {"num_candidates": 5}, rerank_settings(RerankConfig())
     scorers = {"clip": "files cd, sentence"}
-    assert explain_mismatch(tmp_path, model, decoding, scorers, settings) is None
-    save_fitted(tmp_path / "ours.json", FittedReranker(RerankPlan(), model, decoding, scorers, settings, {}))
-    save_fitted(tmp_path / "other.json", FittedReranker(RerankPlan(), {"kind": "qwen3_vl", "files": "ef"}, decoding, scorers, settings, {}))
+    assert find_fitted(tmp_path, FitConditions(model, decoding, scorers, settings)) == (None, None)
+    save_fitted(tmp_path / "ours.json", FittedReranker(model, decoding, scorers, settings, RerankPlan(), {}))
+    save_fitted(tmp_path / "other.json", FittedReranker({"kind": "qwen3_vl", "files": "ef"}, decoding, scorers, settings, RerankPlan(), {}))
     # The same content at another place is the same model.
-    assert find_fitted(tmp_path, {**model, "path": "b"}, decoding, scorers, settings) is not None
-    trained_again = explain_mismatch(tmp_path, {**model, "files": "gh"}, decoding, scorers, settings)
-    assert trained_again == f"{tmp_path / 'ours.json'} was fitted for another model (content of its files)"
-    asked_otherwise = explain_mismatch(tmp_path, model, {"num_candidates": 4}, {"clip": "files ij, sentence"}, settings)
+    assert find_fitted(tmp_path, FitConditions({**model, "path": "b"}, decoding, scorers, settings))[0] is not None
+    trained_again = find_fitted(tmp_path, FitConditions({**model, "files": "gh"}, decoding, scorers, settings))
+    assert trained_again == (None, f"{tmp_path / 'ours.json'} was fitted for another model (content of its files)")
+    _, asked_otherwise = find_fitted(tmp_path, FitConditions(model, {"num_candidates": 4}, {"clip": "files ij, sentence"}, settings))
     assert asked_otherwise == f"{tmp_path / 'ours.json'} was fitted for another decoding (num_candidates) and another set of scorers (clip)"
 
 
@@ -88,19 +88,22 @@ def test_a_fitted_reranker_is_found_on_disk_only_for_the_system_that_it_was_fitt
     )
     model, decoding, scorers = {"kind": "checkpoint", "files": "ab"}, {"num_candidates": 5}, {"clip": "there (cd), sentence"}
     settings = rerank_settings(RerankConfig())
-    fitted = FittedReranker(plan, model, decoding, scorers, settings, {"clip": [0.5, -0.25]})
+    fitted = FittedReranker(model, decoding, scorers, settings, plan, {"clip": [0.5, -0.25]})
     save_fitted(tmp_path / "ours.json", fitted)
     assert load_fitted(tmp_path / "ours.json") == fitted
-    assert find_fitted(tmp_path, model, decoding, scorers, settings) == fitted
+    assert find_fitted(tmp_path, FitConditions(model, decoding, scorers, settings)) == (fitted, None)
     background_images = fitted.background_images("clip")
     assert background_images is not None
     assert background_images.mean().tolist() == [0.5, -0.25]
     assert fitted.background_images("siglip") is None
-    assert find_fitted(tmp_path, {**model, "files": "trained again"}, decoding, scorers, settings) is None
-    assert find_fitted(tmp_path, model, {"num_candidates": 4}, scorers, settings) is None
-    assert find_fitted(tmp_path, model, decoding, {"clip": "there (cd), joined"}, settings) is None
-    assert find_fitted(tmp_path, model, decoding, scorers, rerank_settings(RerankConfig(clip_score_form="raw"))) is None
-    assert find_fitted(tmp_path / "nowhere", model, decoding, scorers, settings) is None
+    for other in (
+        FitConditions({**model, "files": "trained again"}, decoding, scorers, settings),
+        FitConditions(model, {"num_candidates": 4}, scorers, settings),
+        FitConditions(model, decoding, {"clip": "there (cd), joined"}, settings),
+        FitConditions(model, decoding, scorers, rerank_settings(RerankConfig(clip_score_form="raw"))),
+    ):
+        assert find_fitted(tmp_path, other)[0] is None
+    assert find_fitted(tmp_path / "nowhere", fitted) == (None, None)
     (tmp_path / "ours.json").write_text('{"plan": 1}')
     with pytest.raises(TesseraError, match=r"ours.json: not a fitted reranker"):
-        find_fitted(tmp_path, model, decoding, scorers, settings)
+        find_fitted(tmp_path, fitted)

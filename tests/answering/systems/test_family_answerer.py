@@ -11,18 +11,19 @@ import torch
 from PIL import Image
 
 from answering.config import DecodingConfig
-from answering.decoding.beam_search import GeneratedSequence, PromptBatch
+from answering.decoding.beam_search import GeneratedSequence
+from answering.decoding.kv_cache import PromptBatch
 from answering.prompts import PromptPolicy
 from answering.protocol import Answer, Request
 from answering.reply import Reranker, question_request, reply
 from answering.rerank.choose_answer import RerankPlan
 from answering.rerank.image_text_scores import ImageTextScorer
 from answering.rerank.statements import StatementForm
-from answering.systems.family_answerer import FamilyAnswerer
-from answering.systems.local_model import Prompt, eval_mode
+from answering.systems.family_answerer import FamilyAnswerer, eval_mode
 from dataset.loading.encoded_sample import EncodingError
 from dataset.sample import Message
 from errors import TesseraError
+from model.processors.sample_processor import Prompt
 from model.siglip_qwen.modeling import VisionLanguageModel
 from model.siglip_qwen.processor import Processor
 from tests.answering.conftest import make_request, noise_image
@@ -135,7 +136,7 @@ def test_log_probabilities_are_summed_over_all_tokens_including_the_end_token(
     answerer = FamilyAnswerer(model, processor)
     prompt = answerer.encode(requests[0])
     batch = answerer.collate([prompt])
-    for generated in answerer._generate([requests[0]], [prompt], SAMPLES)[0]:
+    for generated in answerer.generate([requests[0]], [prompt], SAMPLES)[0]:
         ids = torch.tensor([prompt.ids + list(generated.token_ids)])
         with torch.no_grad():
             logits = model(input_ids=ids, **batch.images).logits[0].log_softmax(-1)
@@ -258,7 +259,7 @@ def test_out_of_memory_names_the_settings_to_change(
     def full(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("answering.systems.local_model.beam_search", full)
+    monkeypatch.setattr("answering.systems.family_answerer.beam_search", full)
     with pytest.raises(TesseraError, match=r"lower decoding\.batch_size \(now 16\) or decoding\.num_candidates"):
         answerer.answer(requests, BEAMS)
     one_by_one = answerer.answer(requests, dataclasses.replace(BEAMS, batch_size=1))

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from answering.failed_images import MAX_SHOWN, FailedImage, list_failed
+from answering.batch_inference import MAX_SHOWN, FailedImage, list_failed
 
 
 def test_all_are_in_the_file_and_the_first_on_the_terminal(tmp_path: Path) -> None:
