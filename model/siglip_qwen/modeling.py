@@ -147,7 +147,8 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
     ) -> CausalLMOutputWithPast:
         """Logits [B, T, V]; with `labels` the fp32 scalar loss alone, for which `lm_head` runs at supervised positions only.
 
-        Images are passed as one of pixel_values, image_features and mm_encoder_outputs, in order of appearance over the rows.
+        Images are passed as one of pixel_values, image_features and mm_encoder_outputs, in order of appearance over the rows. Raises
+        ImageTokenMismatchError when image tokens and image embeddings differ in number.
 
         Args:
             input_ids: [B, T], with Q image tokens per image; exactly one of input_ids and inputs_embeds is given.
@@ -163,8 +164,6 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
             num_items_in_batch: divisor of the summed cross entropy; None takes the mean over the supervised positions.
             image_features: [N, P, C], the output of `encode_images`.
             layout: what the collator knows of the rows: packed samples, positions of image tokens and of supervised tokens.
-
-        Raises ImageTokenMismatchError when image tokens and image embeddings differ in number.
         """
         # In this order on every rank: where weights are sharded, all ranks gather those of a module at the same time.
         inputs_embeds = self._embed_tokens(input_ids, inputs_embeds)
