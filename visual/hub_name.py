@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from hub_access import work_offline_if_unreachable
+
 _HUB_NAME = re.compile(r"(?P<repository>[A-Za-z0-9][\w.-]*(/\w[\w.-]*)?)(@(?P<revision>\w[\w.-]*(/\w[\w.-]*)*))?", re.ASCII)
 
 
@@ -32,6 +34,7 @@ def pretrained(name: str | Path) -> dict[str, Any]:
         return {"pretrained_model_name_or_path": str(name), "trust_remote_code": False}
     from visual.hub_responses import check_hub_responses
 
+    work_offline_if_unreachable()
     check_hub_responses()
     revision = {} if hub_name.revision is None else {"revision": hub_name.revision}
     return {"pretrained_model_name_or_path": hub_name.repository, **revision, "trust_remote_code": False}

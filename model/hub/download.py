@@ -14,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 
 from errors import TesseraError, UsageError
+from hub_access import work_offline_if_unreachable
 from visual.hub_name import HubName
 from visual.hub_responses import check_hub_responses, is_safe_path
 
@@ -82,6 +83,7 @@ class Hub:
     """The Hugging Face hub. Downloads go to its cache."""
 
     def __init__(self) -> None:
+        work_offline_if_unreachable()
         check_hub_responses()
 
     @property
@@ -179,6 +181,9 @@ def describe_client_errors(source: str, name: str, errors: ModuleType) -> Iterat
         raise
     except expected as error:
         cause = error.__cause__ or error
+        if "OfflineModeIsEnabled" in (type(error).__name__, type(cause).__name__):
+            message = f"{name}: {source} cannot be reached (no network, or HF_HUB_OFFLINE is set); run the command again"
+            raise TesseraError(message) from error
         reason = " ".join(str(cause).split())[:300]
         problem = (
             "cannot be reached (no network?); run the command again to resume"

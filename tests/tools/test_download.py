@@ -144,12 +144,13 @@ def test_nothing_that_a_server_names_is_written_outside_of_the_cache(command: Co
     assert {path.name for path in set(command.folder.iterdir()) - before} <= {"home"}
 
 
-def test_no_network_is_one_line(tmp_path: Path) -> None:
+def test_no_network_is_one_line_and_is_not_tried_again_and_again(tmp_path: Path) -> None:
     # Nothing listens on port 1.
     status, _, error = Command(tmp_path, "http://127.0.0.1:1").run()
     assert status == 1
-    assert len(error.splitlines()) == 1
-    assert "maker/siglip: the Hugging Face hub cannot be reached (no network?)" in error
+    notice, message = error.splitlines()
+    assert notice == "http://127.0.0.1:1 cannot be reached: what was fetched before is used"
+    assert "maker/siglip: the Hugging Face hub cannot be reached (no network, or HF_HUB_OFFLINE is set)" in message
 
 
 def test_an_unknown_hub_name_is_one_line(command: Command, hub: FakeHub) -> None:
