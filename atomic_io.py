@@ -70,11 +70,16 @@ def remove_leftovers(folder: Path) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
+def temporary_path(path: Path) -> Path:
+    """Where the content of `path` is written before it is renamed; `remove_leftovers` deletes it after a crash."""
+    # The suffix comes last: matplotlib and others derive the file format from it.
+    return path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}{path.suffix}")
+
+
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path next to `path`. On success it is renamed to `path`, on failure it is deleted."""
-    # The suffix comes last: matplotlib and others derive the file format from it.
-    temp_path = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}{path.suffix}")
+    temp_path = temporary_path(path)
     try:
         with naming_full_disk(path):
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -11,6 +11,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from answering.config import DecodingConfig, RerankConfig
 from config_schema import nearest_key, section
 from dataset.config import DataConfig
+from dataset.source_config import HubSource, matching_files
 from errors import UsageError
 from evaluation.config import EvalConfig
 from model.config import ModelConfig
@@ -163,10 +164,13 @@ def _describe_problem(problem: Any, key: str) -> str:
 def check_source_paths(config: Config) -> None:
     """Raise UsageError for the first key under data.sources whose file or folder does not exist."""
     for i, source in enumerate(config.data.sources):
-        for key in ("annotations", "questions", "path", "images"):
-            path = getattr(source, key, None)
-            if isinstance(path, Path) and not path.exists():
-                raise UsageError(f"data.sources.{i}.{key}: {path} does not exist")
+        if isinstance(source, HubSource) and source.is_missing:
+            raise UsageError(f"data.sources.{i}.path: {source.path} does not exist (neither a folder nor a name on the Hub, OWNER/NAME)")
+        for key in (*source.file_keys, "images"):
+            named = getattr(source, key)
+            for path in () if named is None else matching_files(named):
+                if not path.exists():
+                    raise UsageError(f"data.sources.{i}.{key}: {path} does not exist")
 
 
 def check_model_paths(config: Config, *keys: str) -> None:

@@ -14,15 +14,12 @@ from answering.protocol import Answerer, Decoding
 from answering.reply import Reply, Reranker, question_request, reply
 from answering.request_images import image_digest
 from atomic_io import naming_full_disk, write_text
+from dataset.loading.image_formats import IMAGE_SUFFIXES
 from dataset.loading.image_io import ImageError, printable_path
 from errors import UsageError
 from progress import Progress
 from renamed_keys import with_old_keys
 
-IMAGE_SUFFIXES = frozenset(
-    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jp2", ".avif", ".heic", ".heif")
-)
-"""Extensions of image files. HEIC, which is not decoded, is among them so that such files are named with advice, not left out."""
 SEARCH_FAILED_FILE = "search_failed.jsonl"
 """List of the images that could not be indexed, in the folder of results."""
 MAX_SHOWN = 10

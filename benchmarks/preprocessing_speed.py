@@ -17,8 +17,9 @@ from PIL import Image
 
 from cpu_cores import available_cores
 from dataset.build.merge import merge
-from dataset.config import AiChallengerSource, DataConfig, LlavaSource, VqaV2Source
+from dataset.config import DataConfig
 from dataset.loading.image_io import open_image
+from dataset.source_config import AiChallengerSource, LlavaSource, VqaV2Source
 from dataset.worker_pool import worker_pool
 from progress import track
 
@@ -80,7 +81,7 @@ def write_synthetic_sources(folder: Path, num_images: int, records: int, size: t
 def measure_merges(config: DataConfig, folder: Path) -> dict[str, MergeMeasurement]:
     """Merge into the empty `folder`, again without a change, and again after the time stamp of one annotation file has changed."""
     measured = {name: run_in_subprocess(_merge_measured, config, folder) for name in ("first", "unchanged")}
-    os.utime(config.sources[0].annotations)  # type: ignore[union-attr]
+    os.utime(config.sources[0].annotation_files[0])
     return {**measured, "one annotation file touched": run_in_subprocess(_merge_measured, config, folder)}
 
 

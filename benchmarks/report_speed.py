@@ -10,9 +10,10 @@ from answering.config import CheckpointSystem, DecodingConfig, RerankConfig
 from answering.protocol import Answer, Candidate, Decoding, Description, ImageInput, Request
 from benchmarks.preprocessing_speed import write_synthetic_sources
 from dataset.build.merge import merge
-from dataset.config import DataConfig, Split
+from dataset.config import DataConfig
 from dataset.loading.sample_store import SampleStore
 from dataset.sample import hash_to_index
+from dataset.source_config import Split
 from evaluation.config import EvalConfig
 from evaluation.report.write_report import write_report
 from evaluation.run.evaluation_run import score_evaluation

@@ -1,145 +1,12 @@
-"""Configuration of the data: sources, splits, image limits, augmentation."""
+"""Configuration of the data: splits, image limits, augmentation; that of the sources is in `source_config`."""
 
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from config_schema import section
-
-Split = Literal["train", "validation", "test"]
-
-
-Questions = Annotated[tuple[Annotated[str, Field(pattern=r"\S")], ...], Field(min_length=1)]
-"""Question templates: at least one, none blank."""
-
-
-def _check_prompt(text: str) -> str:
-    """The text without blank space around it. Raises ValueError when it has an image placeholder."""
-    if "<image>" in text:
-        raise ValueError("a prompt cannot contain <image>")
-    return text.strip()
-
-
-PromptText = Annotated[str, AfterValidator(_check_prompt)]
-"""A sentence that says how an answer is wanted; a blank one is none."""
-
-
-@section
-class PromptByLanguage:
-    """A sentence that says how an answer is wanted, by the language of the question."""
-
-    en: PromptText | None = "Answer the question using a single word or phrase."
-    """After English questions; null = none."""
-    zh: PromptText | None = "请用一个词或短语回答。"
-    """After Chinese questions; null = none."""
-
-
-@section
-class SourceBase:
-    """Keys that every source has."""
-
-    images: Path | None = None
-    """Folder that image names are relative to; by default the folder of the annotation file."""
-    allow_outside_images: bool = False
-    """Also read images whose names lead out of this folder: absolute paths and names with `..`. Only for annotation files that you
-    trust: any file that such a name points to is opened."""
-    name: Annotated[str, Field(min_length=1)] | None = None
-    """Name of the source in reports and sample ids; by default the format, numbered from its second use on."""
-    split: Split | None = None
-    """Split of all samples of this source; by default the split stated in the file, else a hash of the image content decides."""
-    limit: Annotated[int, Field(ge=1)] | None = None
-    """Read at most this many records from the start of the file."""
-    repeat: Annotated[int, Field(ge=1)] = 1
-    """How many times each training sample of this source is written to the merged data."""
-    prompt: PromptText | PromptByLanguage | None = None
-    """Sentence that says how an answer is wanted. It follows every question of this source on a line of its own, in training and again
-    when the trained model is asked a question of this kind and language. One text, or {en: ..., zh: ...}; null = none, the default."""
-
-    @property
-    def annotation_files(self) -> list[Path]:
-        """The files that the records are read from."""
-        return [path for key in ("questions", "annotations", "path") if isinstance(path := getattr(self, key, None), Path)]
-
-    @property
-    def image_folder(self) -> Path:
-        """Folder that image names are relative to."""
-        return self.images or self.annotation_files[0].parent
-
-    def prompt_in(self, language: Literal["en", "zh"]) -> str | None:
-        """The prompt of a question in a language; None if it has none."""
-        text = getattr(self.prompt, language) if isinstance(self.prompt, PromptByLanguage) else self.prompt
-        return text or None
-
-
-@section
-class AiChallengerSource(SourceBase):
-    """AI Challenger captions: a JSON list of {image_id | image, caption | conversations: [Chinese sentences]}."""
-
-    format: Literal["ai_challenger"]
-    annotations: Path
-    """The JSON file."""
-    questions: Questions = ("这幅图像描述了什么？", "这幅图像中有什么？")
-    """Question templates; a hash of the sample picks one, all with equal probability."""
-
-
-@section
-class LlavaSource(SourceBase):
-    """LLaVA conversations: a JSON list of {id, image, conversations: [{from: human | gpt, value}]}."""
-
-    format: Literal["llava"]
-    annotations: Path
-    """The JSON file."""
-
-
-@section
-class CocoCaptionsSource(SourceBase):
-    """Official COCO captions: {images: [{id, file_name}], annotations: [{image_id, caption}]}."""
-
-    format: Literal["coco_captions"]
-    annotations: Path
-    """The JSON file."""
-    questions: Questions = ("What does this picture show?", "Describe the picture in one sentence.")
-    """Question templates; a hash of the sample picks one, all with equal probability."""
-
-
-@section
-class VqaV2Source(SourceBase):
-    """Official VQA v2: a question file and an annotation file with ten answers per question."""
-
-    format: Literal["vqav2"]
-    questions: Path
-    """The question JSON file."""
-    annotations: Path
-    """The annotation JSON file."""
-    prompt: PromptText | PromptByLanguage | None = PromptByLanguage()
-    """As for every source; by default a sentence that asks for a word or phrase."""
-
-
-@section
-class VqaMetadataSource(SourceBase):
-    """A JSON list of {id, question, answers, image_file}, or TextVQA's own file: {data: [{question_id, image_id, ...}]}."""
-
-    format: Literal["vqa_metadata"]
-    annotations: Path
-    """The JSON file."""
-    prompt: PromptText | PromptByLanguage | None = PromptByLanguage()
-    """As for every source; by default a sentence that asks for a word or phrase."""
-
-
-@section
-class MessagesSource(SourceBase):
-    """JSONL, JSON or Parquet rows of {messages: [{role, content}], images: [name | {bytes, path}]}, or with `conversations`, `image`."""
-
-    format: Literal["messages"]
-    path: Path
-    """The .jsonl, .json (one list) or .parquet file."""
-
-
-Source = Annotated[
-    AiChallengerSource | LlavaSource | CocoCaptionsSource | VqaV2Source | VqaMetadataSource | MessagesSource,
-    Field(discriminator="format"),
-]
+from dataset.source_config import Source
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 
@@ -201,5 +68,11 @@ class DataConfig:
     without a category stay as they are. A source's records name their category in a field `category`. none = every sample once."""
     augmentation: AugmentationConfig | None = None
     """Random augmentation of training images; none by default."""
+    pack: bool = False
+    """Pack image files, too, into a few large files in the folder of the merged data, for file systems that are slow with many small
+    ones. Images that came inside a file are always packed."""
+    pack_max_side: Annotated[int, Field(ge=16)] | None = None
+    """With pack: images of which a side is longer, in pixels, are reduced to it and stored as JPEG; by default all stay as they are. Not
+    below what the model reads, which is 384 for google/siglip-so400m-patch14-384."""
     workers: Annotated[int, Field(ge=1)] | None = None
     """Number of processes that check images during the merge; by default one per core that it may use (affinity, container limit)."""

@@ -9,7 +9,7 @@ from typing import Literal
 import pyarrow as pa
 
 from dataset.chinese_characters import HAS_CJK
-from dataset.config import Split
+from dataset.source_config import Split
 
 IMAGE_PLACEHOLDER = "<image>"
 """Placeholder in the content of a message, replaced by the image tokens of one image."""

@@ -9,9 +9,9 @@ import numpy as np
 
 from answering.model_fingerprint import digest as digest
 from answering.protocol import Request
-from dataset.config import Split
 from dataset.loading.sample_store import ImageRow, SampleStore
 from dataset.sample import Sample
+from dataset.source_config import Split
 from errors import UsageError
 from evaluation.scoring.question_categories import category
 

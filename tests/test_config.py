@@ -8,7 +8,7 @@ import pytest
 import config
 import config_schema
 from answering.config import QwenVlSystem
-from dataset.config import AiChallengerSource
+from dataset.source_config import AiChallengerSource
 from errors import UsageError
 from model.siglip_qwen.config import SiglipQwenConfig
 

@@ -3,7 +3,10 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -66,14 +69,29 @@ def experiment(data: Path, parts: Path) -> dict[str, object]:
     }
 
 
+def write_hub_folder(data: Path, folder: Path) -> str:
+    """The first 50 questions of TextVQA as the Hub has them: a Parquet file with embedded images. Returns its folder."""
+    rows = json.loads((data / "textvqa/metadata.json").read_text(encoding="utf-8"))[:50]
+    images = [{"bytes": (data / "textvqa" / row.pop("image_file")).read_bytes(), "path": None} for row in rows]
+    (folder / "textvqa").mkdir()
+    pq.write_table(
+        pa.Table.from_pylist([{**row, "image": image} for row, image in zip(rows, images, strict=True)]), folder / "textvqa/train.parquet"
+    )
+    return "textvqa"
+
+
 @pytest.mark.skipif(not REAL_DATA, reason="TESSERA_REAL_DATA is not set")
 def test_preprocess_train_and_evaluate_run_on_real_data(tmp_path: Path, parts: Path) -> None:
-    folder = workspace(tmp_path)
-    (folder / "real.yaml").write_text(yaml.safe_dump(experiment(Path(REAL_DATA).resolve(), parts), allow_unicode=True), encoding="utf-8")
+    folder, data = workspace(tmp_path), Path(REAL_DATA).resolve()
+    settings: Any = experiment(data, parts)
+    captions = {"format": "flickr_captions", "annotations": str(data / "flickr8k/captions_zh.txt"), "images": str(data / "flickr8k/images")}
+    settings["data"]["sources"] += [{"format": "hub", "path": write_hub_folder(data, folder)}, {**captions, "limit": 40}]
+    (folder / "real.yaml").write_text(yaml.safe_dump(settings, allow_unicode=True), encoding="utf-8")
     table = run(folder, "python tools/preprocess.py --config real.yaml")
     report = json.loads((folder / "data/real/report.json").read_text(encoding="utf-8"))
     kept = {source["name"]: source["kept"] for source in report["sources"]}
-    assert kept == {"ai_challenger": 160, "coco_captions": 159, "reasoning": 60, "detail": 100, "vqav2": 38, "vqa_metadata": 100}
+    known = {"ai_challenger": 160, "coco_captions": 159, "reasoning": 60, "detail": 100, "vqav2": 38, "vqa_metadata": 100}
+    assert kept == {**known, "hub": 50, "flickr_captions": 40}
     assert "missing file" in table
 
     log = run(folder, "accelerate launch --config_file configs/accelerate/cpu.yaml train.py --config real.yaml --resume auto")

@@ -26,6 +26,7 @@ from PIL import Image
 from answering.protocol import ImageInput
 from answering.request_images import load_image
 from dataset.loading.image_io import ImageError
+from dataset.loading.packed_images import file_of_image
 
 QUANTILE = 0.99
 """Share of the calibration questions that lie within the limits."""
@@ -148,7 +149,8 @@ def _readable_statistics(images: Sequence[ImageInput]) -> Iterator[np.ndarray]:
 def image_statistics(image: ImageInput) -> np.ndarray:
     """The STATISTICS of an image. Raises ImageError if it cannot be read."""
     if isinstance(image, Path):
-        status = image.stat() if image.exists() else None
+        file = file_of_image(image)
+        status = file.stat() if file.exists() else None
         return _of_file(image, None if status is None else (status.st_size, status.st_mtime_ns))
     return _statistics(load_image(image))
 

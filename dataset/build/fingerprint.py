@@ -14,6 +14,7 @@ from pydantic import TypeAdapter
 
 from atomic_io import atomic_write
 from dataset.config import DataConfig
+from dataset.loading.packed_images import PackedImage
 
 _SETTINGS_KEY = b"tessera.settings"
 _SCHEMA = pa.schema([("path", pa.string()), ("size", pa.int64()), ("mtime", pa.int64())])
@@ -47,7 +48,11 @@ def matches_fingerprint(file: Path, config: DataConfig) -> bool:
 def _settings_digest(config: DataConfig) -> bytes:
     """Digest of the settings, of the source files of `dataset/`, and of the versions of Pillow and PyArrow."""
     settings = TypeAdapter(DataConfig).dump_python(config, mode="json", exclude={"workers", "augmentation"})
-    digest = hashlib.sha256(json.dumps([settings, PIL.__version__, pa.__version__], sort_keys=True).encode())
+    # A pattern may match more files than before.
+    files = [str(path) for source in config.sources for path in source.annotation_files]
+    digest = hashlib.sha256(
+        json.dumps([settings, files, PIL.__version__, pa.__version__], sort_keys=True).encode("utf-8", "surrogateescape")
+    )
     for source_file in source_files():
         digest.update(source_file.read_bytes())
     return digest.hexdigest().encode()
@@ -59,11 +64,12 @@ def source_files() -> list[Path]:
 
 
 def current_file_state(path: str, is_file: bool = False) -> FileState:
-    """The present state of a file or folder. With `is_file`, anything but a regular file counts as missing."""
+    """The present state of a file, a packed image or a folder. With `is_file`, anything but a regular file counts as missing."""
+    packed = PackedImage.parse(path)
     try:
-        stats = os.stat(path)  # noqa: PTH116 - ten times as fast as Path.stat, for hundreds of thousands of files
+        stats = os.stat(path if packed is None else packed.shard)  # noqa: PTH116 - ten times as fast as Path.stat, for hundreds of thousands of files
     except (OSError, ValueError):
         return path, -1, -1
     if is_file and not stat.S_ISREG(stats.st_mode):
         return path, -1, -1
-    return path, stats.st_size, stats.st_mtime_ns
+    return path, stats.st_size if packed is None else packed.size, stats.st_mtime_ns

@@ -134,7 +134,7 @@ def check_images(paths: Sequence[str], cache_file: Path, config: DataConfig) -> 
     found = [cache.get(path) for path in paths]
     uncached = [i for i, check in enumerate(found) if check is None]
     if uncached:
-        results = _in_processes(partial(_check, max_pixels=config.max_pixels), [paths[i] for i in uncached], workers, _killed)
+        results = in_processes(partial(_check, max_pixels=config.max_pixels), [paths[i] for i in uncached], workers, _killed)
         try:
             # Closed explicitly: after an interruption the workers end before the results so far are saved.
             with closing(results):
@@ -169,7 +169,7 @@ def _hash_equal_candidates(checks: list[ImageCheck], pairs: np.ndarray, cache: I
     by_bytes = {checks[i].sha256: checks[i].pixels for i in sorted(wanted)}
     missing = {checks[i].sha256: checks[i].path for i in sorted(wanted) if not checks[i].pixels}
     digest = partial(_pixel_digest, max_pixels=cache.max_pixels)
-    by_bytes |= zip(missing, _in_processes(digest, list(missing.values()), workers, lambda _path: ""), strict=True)
+    by_bytes |= zip(missing, in_processes(digest, list(missing.values()), workers, lambda _path: ""), strict=True)
     completed = [check if check.pixels == (pixels := by_bytes.get(check.sha256, "")) else replace(check, pixels=pixels) for check in checks]
     if missing:
         cache.save(completed)
@@ -192,7 +192,7 @@ def _pixel_digest(path: str, max_pixels: int) -> str:
     return hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
 
 
-def _in_processes(function: Callable[[str], T], paths: Sequence[str], workers: int, killed: Callable[[str], T]) -> Generator[T, None, None]:
+def in_processes(function: Callable[[str], T], paths: Sequence[str], workers: int, killed: Callable[[str], T]) -> Generator[T, None, None]:
     """`function` of each path, in order; `killed(path)` for one whose decoding ended its process."""
     if workers == 1 or len(paths) < MIN_IMAGES_FOR_POOL:
         yield from map(function, paths)

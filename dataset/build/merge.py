@@ -3,7 +3,6 @@
 Writes images.parquet, samples.parquet, report.json and dropped.jsonl. A merge that fails leaves the files of the previous merge unchanged.
 """
 
-import hashlib
 import itertools
 import shutil
 import uuid
@@ -16,17 +15,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from atomic_io import atomic_write, naming_full_disk, remove_leftovers, write_json
+from atomic_io import naming_full_disk, remove_leftovers, write_json
 from dataset import sources
 from dataset.build.deduplication import join
 from dataset.build.fingerprint import current_file_state, matches_fingerprint, write_fingerprint
+from dataset.build.image_packing import pack_images
+from dataset.build.image_shards import ImageShards
 from dataset.build.image_validation import ImageCheck, check_images
 from dataset.build.merge_report import DROPPED_FILE, DroppedRecords, MergeReport, SourceReport
 from dataset.build.parquet_tables import write_images, write_samples
 from dataset.build.record_buffer import RecordBuffer
-from dataset.config import DataConfig, Source
-from dataset.loading.image_io import detect_format
+from dataset.config import DataConfig
 from dataset.record_validation import DropReason
+from dataset.source_config import Source
 from dataset.sources.record import RecordLocation, RejectedRecord
 from errors import TesseraError, UsageError
 from file_lock import folder_lock
@@ -36,6 +37,9 @@ OUTPUT_FILES = ("images.parquet", "samples.parquet", "report.json", DROPPED_FILE
 """Files of the result, in the order in which they are replaced."""
 FAILED_DROPPED_FILE = "dropped_failed_merge.jsonl"
 """List of the dropped records of a merge of which no sample was left, until the next one."""
+
+PACKED_FOLDER = "packed"
+"""Folder of the shards with images that came inside a file."""
 
 LOCK_FILE = ".merging.lock"
 
@@ -58,7 +62,7 @@ def merge(config: DataConfig, folder: Path) -> MergeReport:
     report = MergeReport([SourceReport(name, source.format) for name, source in zip(names, config.sources, strict=True)])
     with _work_folder(folder) as work:
         with DroppedRecords(report, work / DROPPED_FILE, [source.annotation_files[0] for source in config.sources]) as dropped:
-            buffer, images = _read_sources(config, dropped, work / "samples.arrow", folder / "embedded")
+            buffer, images = _read_sources(config, dropped, work / "samples.arrow", folder / PACKED_FOLDER)
             checks, look_alike = check_images(images, cache / "image_checks.parquet", config)
             kept = _drop_unusable(buffer.records(), checks, dropped)
         if not len(kept):
@@ -66,6 +70,8 @@ def merge(config: DataConfig, folder: Path) -> MergeReport:
             raise TesseraError(f"{report.empty_message()}; all are listed in {folder / FAILED_DROPPED_FILE}")
         merged = join(kept, checks, look_alike, config)
         report.count_duplicates(checks, merged)
+        if config.pack:
+            merged = replace(merged, images=pack_images(merged.images, folder / PACKED_FOLDER, config))
         images_digest = write_images(work / "images.parquet", merged, names)
         write_samples(work / "samples.parquet", buffer, merged, config.sources, images_digest, report)
         write_json(work / "report.json", report.to_json())
@@ -107,7 +113,7 @@ def _work_folder(folder: Path) -> Iterator[Path]:
             # What killed merges have left: no other one is running.
             for leftover in folder.glob(".merge-*"):
                 shutil.rmtree(leftover)
-            for written in (folder, folder / "cache", folder / "embedded"):
+            for written in (folder, folder / "cache", folder / PACKED_FOLDER):
                 remove_leftovers(written)
         try:
             with naming_full_disk(folder):
@@ -117,10 +123,10 @@ def _work_folder(folder: Path) -> Iterator[Path]:
             shutil.rmtree(work, ignore_errors=True)
 
 
-def _read_sources(config: DataConfig, dropped: DroppedRecords, file: Path, embedded: Path) -> tuple[RecordBuffer, list[str]]:
+def _read_sources(config: DataConfig, dropped: DroppedRecords, file: Path, packed: Path) -> tuple[RecordBuffer, list[str]]:
     """Read all sources. Returns the records that are valid apart from their images, and the distinct image files that they name."""
     image_indices: dict[str, int] = {}
-    with RecordBuffer(file) as buffer:
+    with RecordBuffer(file) as buffer, ImageShards(packed) as shards:
         for i, (source, counts) in enumerate(zip(config.sources, dropped.report.sources, strict=True)):
             with Progress(f"reading {counts.name}", None, "records") as progress:
                 for item in sources.read(source, config):
@@ -129,21 +135,10 @@ def _read_sources(config: DataConfig, dropped: DroppedRecords, file: Path, embed
                     if isinstance(item, RejectedRecord):
                         dropped.drop(i, item.location, item.reason, item.detail)
                         continue
-                    files = [_write_embedded_image(image, embedded) if isinstance(image, bytes) else str(image) for image in item.images]
-                    split = source.split or item.split
+                    files = [shards.add(image) if isinstance(image, bytes) else str(image) for image in item.images]
+                    split = source.fixed_split or item.split
                     buffer.add(item, i, counts.name, split, [image_indices.setdefault(name, len(image_indices)) for name in files])
     return buffer, list(image_indices)
-
-
-def _write_embedded_image(image: bytes, folder: Path) -> str:
-    """Write an image that is embedded in an annotation file to <sha256>.<extension>; returns the path."""
-    # An image of unknown format is written too: the check of all image files then reports it.
-    suffix = (detect_format(image) or "bin").lower()
-    path = folder / f"{hashlib.sha256(image).hexdigest()}.{'jpg' if suffix in ('jpeg', 'mpo') else suffix}"
-    if not path.is_file() or path.stat().st_size != len(image):
-        with atomic_write(path) as temp_path:
-            temp_path.write_bytes(image)
-    return str(path)
 
 
 def _drop_unusable(records: pa.Table, image_checks: list[ImageCheck], dropped: DroppedRecords) -> pa.Table:
@@ -154,7 +149,7 @@ def _drop_unusable(records: pa.Table, image_checks: list[ImageCheck], dropped: D
     for record in records.take(pa.array(bad_rows)).to_pylist():
         failed = [image_checks[file] for file in record["files"] if unusable[file]]
         details = dict.fromkeys(check.detail for check in failed)
-        location = RecordLocation(record["location_kind"], record["location_number"])
+        location = RecordLocation(record["location_kind"], record["location_number"], record["location_file"])
         dropped.drop(record["source"], location, DropReason(failed[0].reason), "; ".join(details))
     keep = np.ones(len(records), dtype=bool)
     keep[bad_rows] = False
@@ -166,6 +161,7 @@ def _drop_unusable(records: pa.Table, image_checks: list[ImageCheck], dropped: D
 
 
 def _input_paths(config: DataConfig) -> list[str]:
-    """Annotation files and image folders; folders because missing images may be added to them."""
+    """Annotation files, all files of a folder that is read as a whole, and image folders; these because missing images may be added."""
     annotations = [path for source in config.sources for path in source.annotation_files]
-    return [str(path) for path in (*annotations, *(source.images for source in config.sources)) if path is not None]
+    files = [file for path in annotations for file in ([path, *sorted(path.rglob("*"))] if path.is_dir() else [path])]
+    return [str(path) for path in (*files, *(source.images for source in config.sources)) if path is not None]

@@ -12,8 +12,8 @@ from typing import Self
 from dataset.build.deduplication import MergeResult
 from dataset.build.image_validation import ImageCheck
 from dataset.build.splits import SPLITS
-from dataset.config import Split
 from dataset.record_validation import DropReason
+from dataset.source_config import Split
 from dataset.sources.record import RecordLocation
 from errors import TesseraError
 
@@ -212,7 +212,7 @@ class DroppedRecords:
 
     def drop(self, source: int, location: RecordLocation, reason: DropReason, detail: str) -> None:
         """Count and list one record, by the index of its source and its location in the annotation file."""
-        report, annotations = self.report.sources[source], str(self.annotations[source])
+        report, annotations = self.report.sources[source], location.file or str(self.annotations[source])
         report.drop(reason, f"{annotations}: {location}: {detail}")
         row = {"source": report.name, "file": annotations, location.kind: location.number, "reason": reason, "detail": _one_line(detail)}
         self._lines.write(json.dumps(row, ensure_ascii=False) + "\n")

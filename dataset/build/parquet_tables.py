@@ -18,9 +18,9 @@ from dataset.build.deduplication import MergeResult
 from dataset.build.merge_report import MergeReport
 from dataset.build.record_buffer import ROWS_PER_BATCH, RecordBuffer
 from dataset.build.splits import SPLITS
-from dataset.config import SourceBase
 from dataset.loading.sample_store import IMAGES_DIGEST_KEY
 from dataset.sample import IMAGES_SCHEMA, SAMPLES_SCHEMA, Language
+from dataset.source_config import SourceBase
 
 
 def write_images(file: Path, merged: MergeResult, names: Sequence[str]) -> str:
@@ -86,14 +86,14 @@ def _repeated(texts: pa.Table, samples: pa.Table, repeats: np.ndarray, sources: 
     repeated = pa.array(np.repeat(np.arange(len(samples)), repeats))
     texts, samples = texts.take(repeated), samples.take(repeated)
     ids = zip(texts["sample_id"].to_pylist(), copy_numbers.tolist(), strict=True)
-    languages = zip(samples["source"].to_pylist(), texts["language"].to_pylist(), strict=True)
+    kinds = zip(samples["source"].to_pylist(), texts["language"].to_pylist(), texts["task"].to_pylist(), strict=True)
     columns = {
         **{name: texts[name] for name in texts.column_names},
         "sample_id": [name if not copy else f"{name}#copy{copy + 1}" for name, copy in ids],
         "image_ids": samples["image_ids"],
         "source": _named(names, samples["source"]),
         "split": _named(SPLITS, samples["split"]),
-        "prompt": pa.array([sources[i].prompt_in(language) for i, language in languages], pa.string()),
+        "prompt": pa.array([sources[i].prompt_in(language, task) for i, language, task in kinds], pa.string()),
     }
     return pa.table([columns[name] for name in SAMPLES_SCHEMA.names], schema=SAMPLES_SCHEMA)
 

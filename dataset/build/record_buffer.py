@@ -10,8 +10,8 @@ import pyarrow as pa
 
 from atomic_io import naming_full_disk
 from dataset.build.splits import SPLITS
-from dataset.config import Split
 from dataset.sample import SAMPLES_SCHEMA, detect_language
+from dataset.source_config import Split
 from dataset.sources.record import RawSample
 
 ROWS_PER_BATCH = 4096
@@ -32,6 +32,7 @@ RECORDS_SCHEMA = pa.schema(
         ("files", pa.list_(pa.int64())),  # indices of its image files
         ("location_kind", pa.dictionary(pa.int32(), pa.string())),  # location in the annotation file
         ("location_number", pa.int64()),
+        ("location_file", pa.dictionary(pa.int32(), pa.string())),
         ("text_digest", pa.string()),  # SHA-256 of the texts, of a record without images only
     ]
 )
@@ -87,6 +88,7 @@ class RecordBuffer:
             "files": files,
             "location_kind": sample.location.kind,
             "location_number": sample.location.number,
+            "location_file": sample.location.file,
             "text_digest": None if files else hashlib.sha256("\0".join((*contents, *sample.targets)).encode()).hexdigest(),
             "sample_id": self._unique_id(f"{source_name}/{sample.key}"),
             "task": sample.task,

@@ -7,7 +7,8 @@ import hashlib
 
 import numpy as np
 
-from dataset.config import Split, SplitConfig
+from dataset.config import SplitConfig
+from dataset.source_config import Split
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 """In ascending priority: an image that one source tests on must not be trained on by another."""

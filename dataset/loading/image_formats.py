@@ -6,6 +6,11 @@ from collections.abc import Iterator
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 """Formats that are decoded: raster images, no documents (Pillow would pass an EPS file to Ghostscript)."""
 
+IMAGE_SUFFIXES = frozenset(
+    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jp2", ".avif", ".heic", ".heif")
+)
+"""Extensions of image files. HEIC, which is not decoded, is among them so that such files are named with advice, not left out."""
+
 MAX_PNG_TEXT = 1 << 20
 """Largest text or colour profile of a PNG after unpacking, in bytes: that of Pillow, which refuses the whole image above it."""
 

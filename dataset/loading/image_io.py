@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from dataset.loading.image_formats import FORMATS, describe_unsupported, without_large_metadata
+from dataset.loading.packed_images import PackedImage
 from dataset.record_validation import DropReason
 from errors import TesseraError
 
@@ -163,6 +164,8 @@ def read_image_file(path: Path, max_pixels: int = MAX_PIXELS) -> bytes:
     """
     name = printable_path(path)
     try:
+        if (packed := PackedImage.parse(path)) is not None:
+            return packed.read()
         with path.open("rb", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
             if size > max_pixels * _MAX_BYTES_PER_PIXEL + _MAX_METADATA_BYTES:

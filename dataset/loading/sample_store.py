@@ -12,9 +12,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
-from dataset.config import Split
 from dataset.loading.image_io import MAX_PIXELS, open_image
 from dataset.sample import IMAGES_SCHEMA, SAMPLES_SCHEMA, Message, Sample
+from dataset.source_config import Split
 from errors import UsageError, command
 
 IMAGES_DIGEST_KEY = b"tessera.images"

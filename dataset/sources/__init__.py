@@ -1,26 +1,30 @@
 """Readers of annotation formats: each gives the records of a source and the function that makes a sample of one."""
 
 import dataclasses
+import importlib
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
-from dataset.config import DataConfig, Source
+from dataset.config import DataConfig
 from dataset.record_validation import InvalidRecordError, check_conversation, check_encoding
-from dataset.sources.conversations import llava, messages
-from dataset.sources.image_captions import ai_challenger, coco_captions
-from dataset.sources.record import ParsedRecord, Parser, RawSample, RecordLocation, Records, RejectedRecord, number_as_text, require_object
-from dataset.sources.visual_questions import vqa_metadata, vqav2
+from dataset.source_config import Source
+from dataset.sources.record import ParsedRecord, Parser, RawSample, RecordLocation, RejectedRecord, number_as_text, require_object
 
-_READERS: dict[str, Callable[[Any, DataConfig], tuple[Records, Parser]]] = {
-    "ai_challenger": ai_challenger,
-    "llava": llava,
-    "coco_captions": coco_captions,
-    "vqav2": vqav2,
-    "vqa_metadata": vqa_metadata,
-    "messages": messages,
+READERS = {
+    "ai_challenger": "image_captions",
+    "coco_captions": "image_captions",
+    "flickr_captions": "image_captions",
+    "folder": "image_captions",
+    "hub": "hub",
+    "llava": "conversations",
+    "messages": "conversations",
+    "table": "tables",
+    "vqa_metadata": "visual_questions",
+    "vqav2": "visual_questions",
+    "webdataset": "tables",
 }
-"""By the `format` of a source."""
+"""`format` of a source -> module that has a function of this name. Imported when they are needed: some bring large libraries."""
 
 
 def read(source: Source, config: DataConfig) -> Iterator[ParsedRecord]:
@@ -28,8 +32,14 @@ def read(source: Source, config: DataConfig) -> Iterator[ParsedRecord]:
 
     Raises TesseraError when a file cannot be read or does not have the structure of its format.
     """
-    records, parse = _READERS[source.format](source, config)
-    for location, record in itertools.islice(records, source.limit):
+    reader = getattr(importlib.import_module(f"dataset.sources.{READERS[source.format]}"), source.format)
+    parts = source.parts()
+    per_part = ((part, *reader(part, config)) for part in parts)
+    # Opened one after the other.
+    items = ((location, record, parse, part) for part, records, parse in per_part for location, record in records)
+    for location, record, parse, part in itertools.islice(items, source.limit):
+        if len(parts) > 1:
+            location = dataclasses.replace(location, file=str(part.annotation_files[0]))
         try:
             item: ParsedRecord = _valid_sample(location, record, parse)
         except InvalidRecordError as error:
@@ -44,5 +54,5 @@ def _valid_sample(location: RecordLocation, record: Any, parse: Parser) -> RawSa
     sample = parse(location, require_object(record))
     check_conversation(sample.messages, sample.targets, sample.answers, len(sample.images))
     check_encoding(sample.key)
-    category = number_as_text(record.get("category"))
+    category = sample.category or number_as_text(record.get("category"))
     return dataclasses.replace(sample, category=category.strip()) if isinstance(category, str) and category.strip() else sample

@@ -12,18 +12,15 @@ or a data: URL. A row may state its own `split` and `category`.
 
 import base64
 import binascii
-import json
+import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, get_args
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from dataset.config import DataConfig, LlavaSource, MessagesSource, Split
-from dataset.record_validation import DropReason, InvalidRecordError, encoding_hint
+from dataset.config import DataConfig
+from dataset.record_validation import DropReason, InvalidRecordError
 from dataset.sample import IMAGE_PLACEHOLDER, Role, join_parts
-from dataset.sources.json_reader import decode_json, read_array
+from dataset.source_config import LlavaSource, MessagesSource, SourceBase, Split
+from dataset.sources.json_reader import read_array
 from dataset.sources.record import (
     ImageSource,
     Parser,
@@ -38,6 +35,7 @@ from dataset.sources.record import (
     require_list,
     require_object,
 )
+from dataset.sources.rows import parquet_columns, read_rows
 from errors import TesseraError
 
 LLAVA_ROLES: dict[str, Role] = {"human": "user", "gpt": "assistant", "system": "system"}
@@ -48,90 +46,56 @@ TURNS, IMAGES = ("messages", "conversations"), ("images", "image")
 COLUMNS = (*TURNS, *IMAGES, "split", "category")
 """Columns that are read from a Parquet file."""
 
-ROWS_PER_BATCH = 64
-"""Rows of a Parquet file decoded at a time; few, because rows may contain images."""
-
 
 def llava(source: LlavaSource, _config: DataConfig) -> tuple[Records, Parser]:
     """One sample per conversation."""
 
     def parse(location: RecordLocation, record: dict[str, Any]) -> RawSample:
         turns = require_list(require_field(record, "conversations"), "conversations")
-        images = [image_path(source, name) for name in _as_list(record.get("image"))]
+        images = [image_path(source, name) for name in as_list(record.get("image"))]
         messages = [parse_turn(require_object(turn).get("from"), turn.get("value"), LLAVA_ROLES) for turn in turns]
         return conversation_sample(location, images, messages)
 
-    return enumerate_records(read_array(source.annotations)), parse
+    return enumerate_records(read_array(source.annotation_files[0])), parse
 
 
 def messages(source: MessagesSource, _config: DataConfig) -> tuple[Records, Parser]:
     """One sample per row."""
 
     def parse(location: RecordLocation, row: dict[str, Any]) -> RawSample:
-        entries = require_list(require_field(row, *TURNS), "messages")
+        entries = require_field(row, *TURNS)
         split = row.get("split")
         if split is not None and split not in get_args(Split):
             raise InvalidRecordError(DropReason.MISSING_FIELD, f"split is {str(split)[:100]!r}; expected train, validation or test")
-        contents = [_content(entry) for entry in entries]
         row_images = next((row[name] for name in IMAGES if row.get(name) is not None), None)
-        images = _images_in_order(_as_list(row_images), [parts for _, parts in contents])
-        roles = [entry["from"] if entry.get("role") is None and "from" in entry else entry.get("role") for entry in entries]
-        turns = [parse_turn(role, text, ROLES) for role, (text, _) in zip(roles, contents, strict=True)]
-        return conversation_sample(location, [_image(source, image) for image in images], turns, split)
+        return dataclasses.replace(chat_sample(source, location, entries, as_list(row_images)), split=split)
 
-    if source.path.suffix == ".json":
-        return enumerate_records(read_array(source.path)), parse
-    return (_parquet_rows if source.path.suffix == ".parquet" else _jsonl_rows)(source.path), parse
+    [path] = source.annotation_files
+    if path.suffix == ".parquet" and not set(TURNS) & set(columns := parquet_columns(path)):
+        raise TesseraError(f'{path}: expected a column "messages", found {", ".join(columns)}')
+    return read_rows(path, COLUMNS), parse
 
 
-def _as_list(value: Any) -> list[Any]:
+def chat_sample(source: SourceBase, location: RecordLocation, turns: Any, images: Sequence[Any]) -> RawSample:
+    """A sample of a conversation in any of the forms above.
+
+    Args:
+        source: The source, whose images may be files.
+        location: Position of the row.
+        turns: Its list of turns.
+        images: Its images, for placeholders that name none.
+    """
+    entries = require_list(turns, "messages")
+    contents = [_content(entry) for entry in entries]
+    in_order = _images_in_order(list(images), [parts for _, parts in contents])
+    roles = [entry["from"] if entry.get("role") is None and "from" in entry else entry.get("role") for entry in entries]
+    messages = [parse_turn(role, text, ROLES) for role, (text, _) in zip(roles, contents, strict=True)]
+    return conversation_sample(location, [row_image(source, image) for image in in_order], messages)
+
+
+def as_list(value: Any) -> list[Any]:
+    """A list as it is; one value as a list, None as an empty one."""
     return value if isinstance(value, list) else [] if value is None else [value]
-
-
-def _jsonl_rows(path: Path) -> Records:
-    try:
-        file = path.open(encoding="utf-8-sig", errors="surrogateescape", newline="\n")
-    except OSError as error:
-        raise TesseraError(f"{path}: cannot be read ({error.strerror})") from error
-    with file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = decode_json(line)
-            except json.JSONDecodeError as error:
-                hint = encoding_hint(line[:1000])
-                raise TesseraError(f"{path}: not valid JSON at line {number} column {error.colno}: {error.msg}{hint}") from error
-            yield RecordLocation("line", number), row
-
-
-def _parquet_rows(path: Path) -> Records:
-    try:
-        with pq.ParquetFile(path) as file:
-            columns = [name for name in COLUMNS if name in file.schema_arrow.names]
-            if not set(TURNS) & set(columns):
-                raise TesseraError(f'{path}: expected a column "messages", found {", ".join(file.schema_arrow.names)}')
-            number = 0
-            for batch in file.iter_batches(batch_size=ROWS_PER_BATCH, columns=columns):
-                for row in range(batch.num_rows):
-                    yield RecordLocation("row", number), _row(batch.slice(row, 1))
-                    number += 1
-    except (pa.ArrowException, OSError) as error:
-        raise TesseraError(f"{path}: not a Parquet file that can be read: {' '.join(str(error).split())}") from error
-
-
-def _row(batch: pa.RecordBatch) -> dict[str, Any] | InvalidRecordError:
-    row = {}
-    for name, column in zip(batch.schema.names, batch.columns, strict=True):
-        try:
-            row[name] = column.to_pylist()[0]
-        except UnicodeDecodeError as error:
-            return InvalidRecordError(DropReason.BAD_ENCODING, f"a text is not valid UTF-8: {error.reason}")
-        except (pa.ArrowException, ValueError, ArithmeticError, LookupError, TypeError, ImportError) as error:
-            # Such as a time beyond Python's years, or one of a time zone that is not installed.
-            detail = f'"{name}" is of type {column.type} and has no value in Python ({" ".join(str(error).split())})'
-            return InvalidRecordError(DropReason.MISSING_FIELD, detail)
-    return row
 
 
 def _images_in_order(row_images: list[Any], named_by_turn: Sequence[Sequence[Any]]) -> list[Any]:
@@ -145,7 +109,10 @@ def _images_in_order(row_images: list[Any], named_by_turn: Sequence[Sequence[Any
     return [image for image in in_order if image is not None] + list(remaining)
 
 
-def _image(source: MessagesSource, image: Any) -> ImageSource:
+def row_image(source: SourceBase, image: Any) -> ImageSource:
+    """The image that a row gives as {bytes, path}, as bytes, as a data: URL or by its name. Raises InvalidRecordError."""
+    if isinstance(image, bytes):
+        return image
     if isinstance(image, dict):
         if isinstance(image.get("bytes"), bytes):
             return bytes(image["bytes"])

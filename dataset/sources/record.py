@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dataset.config import DataConfig, SourceBase, Split
+from dataset.config import DataConfig
 from dataset.record_validation import DropReason, InvalidRecordError, encoding_hint
 from dataset.sample import IMAGE_PLACEHOLDER, Message, Role, Task, hash_to_index, join_parts
+from dataset.source_config import SourceBase, Split
 from dataset.sources.json_reader import NestedTooDeeply
 
 _WEB_ADDRESS = re.compile("(https?|ftp|s3|gs)://", re.IGNORECASE)
@@ -26,9 +27,16 @@ class RecordLocation:
 
     kind: str
     number: int
+    file: str = ""
+    """The file, where a source has several."""
 
     def __str__(self) -> str:
         return f"{self.kind} {self.number}"
+
+    @property
+    def key(self) -> str:
+        """Second part of the id of a sample whose record states no id of its own."""
+        return f"{Path(self.file).stem}-{self.number}" if self.file else str(self.number)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,11 +125,16 @@ def image_path(source: SourceBase, name: Any) -> Path:
     folder, name = source.image_folder, name.removeprefix("file://")
     if "\\" in name and not os.path.exists(folder / name):  # noqa: PTH110 - unlike Path.exists it never raises
         name = name.replace("\\", "/")
-    leads_outside = name.startswith("/") or _DRIVE.match(name) or ".." in name.split("/")
-    if leads_outside and not source.allow_outside_images:
+    if not source.allow_outside_images and _leads_outside(name, folder):
         detail = f"{name} is an absolute path or has '..', so it may lead out of {folder}; allow_outside_images: true permits it"
         raise InvalidRecordError(DropReason.OUTSIDE, detail)
     return folder / str(name)
+
+
+def _leads_outside(name: str, folder: Path) -> bool:
+    """Whether a file name has a part `..`, or is an absolute path, on Unix or Windows, to what is not in the folder."""
+    is_absolute = name.startswith("/") or _DRIVE.match(name) is not None
+    return ".." in name.split("/") or (is_absolute and not Path(name).is_relative_to(folder.absolute()))
 
 
 def require_id(record: dict[str, Any], name: str) -> int | str:
@@ -164,12 +177,14 @@ def number_as_text(value: Any) -> Any:
     return str(int(value))
 
 
-def caption_sample(location: RecordLocation, image: Path, captions: Sequence[str], questions: Sequence[str], seed: int) -> RawSample:
+def caption_sample(
+    location: RecordLocation, images: Sequence[ImageSource], captions: Sequence[str], questions: Sequence[str], seed: int
+) -> RawSample:
     """A sample of a captioned image: a hash of the sample picks the question, and each caption is a possible target.
 
     Args:
         location: Position in the annotation file.
-        image: Image file.
+        images: The image; several if a caption is about them all.
         captions: Captions; blank ones are skipped. Raises InvalidRecordError when all are.
         questions: Question templates.
         seed: Seed of the choice of the question.
@@ -177,31 +192,30 @@ def caption_sample(location: RecordLocation, image: Path, captions: Sequence[str
     targets = tuple(filter(None, captions))
     if not targets:
         raise InvalidRecordError(DropReason.EMPTY, "there is no caption")
-    # Hash name and captions, not the position: the question stays the same when other records are added or removed.
-    key = "\0".join((image.name, *targets)).encode("utf-8", "replace").decode()
+    # Hash names and captions, not the position: the question stays the same when other records are added or removed.
+    names = [image.name for image in images if isinstance(image, Path)]
+    key = "\0".join((*names, *targets)).encode("utf-8", "replace").decode()
     question = questions[hash_to_index(key, seed, 0, len(questions))]
-    return RawSample(location, str(location.number), (image,), "caption", (image_question(question),), targets, targets)
+    return RawSample(location, location.key, tuple(images), "caption", (image_question(question, len(images)),), targets, targets)
 
 
 def vqa_sample(
     location: RecordLocation,
     key: str,
-    image: Path,
+    images: Sequence[ImageSource],
     question: str,
     answers: tuple[str, ...],
     config: DataConfig,
-    split: Split | None,
 ) -> RawSample:
     """A sample of a question with answers of several annotators.
 
     Args:
         location: Position in the annotation file.
         key: Id of the question.
-        image: Image file.
+        images: What it is about.
         question: The question.
         answers: All answers; blank ones stay references but are never targets. Raises InvalidRecordError when all are.
         config: Decides between the most frequent answer and all answers as targets.
-        split: Split stated in the file, if any.
     """
     targets = tuple(filter(None, answers))
     if not targets:
@@ -209,7 +223,7 @@ def vqa_sample(
     if config.vqa_target == "majority":
         # most_common keeps insertion order, so a tie goes to the answer that was given first.
         targets = (Counter(targets).most_common(1)[0][0],)
-    return RawSample(location, key, (image,), "vqa", (image_question(question),), targets, answers, split)
+    return RawSample(location, key, tuple(images), "vqa", (image_question(question, len(images)),), targets, answers)
 
 
 def conversation_sample(
@@ -221,7 +235,7 @@ def conversation_sample(
     *before, last = turns
     if last.role != "assistant":
         raise InvalidRecordError(DropReason.TURN_ORDER, f"the last turn is by the {last.role}; expected the assistant")
-    return RawSample(location, str(location.number), tuple(images), "conversation", tuple(before), (last.content,), (last.content,), split)
+    return RawSample(location, location.key, tuple(images), "conversation", tuple(before), (last.content,), (last.content,), split)
 
 
 def require_list(value: Any, name: str) -> list[Any]:
@@ -245,9 +259,9 @@ def parse_turn(role: Any, content: Any, roles: Mapping[str, Role]) -> Message:
     return Message(mapped_role, text if mapped_role == "assistant" else text.strip())
 
 
-def image_question(question: str) -> Message:
-    """A user turn: the image placeholder, then the question."""
-    return Message("user", join_parts((IMAGE_PLACEHOLDER, question)))
+def image_question(question: str, images: int = 1) -> Message:
+    """A user turn: a placeholder for each image, then the question."""
+    return Message("user", join_parts((*[IMAGE_PLACEHOLDER] * images, question)))
 
 
 def parse_split_name(name: Any) -> Split | None:

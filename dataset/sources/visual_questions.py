@@ -6,6 +6,7 @@ One list: [{"id", "question", "answers": [strings], "image_file"}], with `image`
 "set_name"}]} with images named <image_id>.jpg.
 """
 
+import dataclasses
 import functools
 import os.path
 import re
@@ -13,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dataset.config import DataConfig, VqaMetadataSource, VqaV2Source
+from dataset.config import DataConfig
 from dataset.record_validation import DropReason, InvalidRecordError
+from dataset.source_config import VqaMetadataSource, VqaV2Source
 from dataset.sources.json_reader import JsonReader, read_array
 from dataset.sources.record import (
     Parser,
@@ -42,16 +44,16 @@ def vqa_metadata(source: VqaMetadataSource, config: DataConfig) -> tuple[Records
             name = f"{name}.jpg"
         ids = (str(record[key]) for key in ("id", "question_id") if isinstance(record.get(key), int | str))
         image, question = image_path(source, name), parse_question(record.get("question"))
-        split = parse_split_name(record.get("set_name"))
-        key = next(ids, str(location.number))
-        return vqa_sample(location, key, image, question, parse_answers(record.get("answers")), config, split)
+        sample = vqa_sample(location, next(ids, location.key), [image], question, parse_answers(record.get("answers")), config)
+        return dataclasses.replace(sample, split=parse_split_name(record.get("set_name")))
 
-    return enumerate_records(read_array(source.annotations, member="data")), parse
+    return enumerate_records(read_array(source.annotation_files[0], member="data")), parse
 
 
 def vqav2(source: VqaV2Source, config: DataConfig) -> tuple[Records, Parser]:
     """One sample per question, in the order of the question file. Images have the file names of COCO 2014 or 2017."""
-    subtype, annotations = _read_annotations(source.annotations)
+    questions, annotation_file = source.annotation_files
+    subtype, annotations = _read_annotations(annotation_file)
     find_image = functools.cache(functools.partial(_coco_image, source.image_folder, subtype))
     split = parse_split_name(subtype)
     seen_ids: set[int | str] = set()
@@ -72,9 +74,9 @@ def vqav2(source: VqaV2Source, config: DataConfig) -> tuple[Records, Parser]:
                 DropReason.UNPAIRED, f"question {record_id} refers to image {image_id}, its annotation to image {annotation.image_id}"
             )
         question, answers = parse_question(record.get("question")), parse_answers(list(annotation.answers))
-        return vqa_sample(location, str(record_id), find_image(image_id), question, answers, config, split)
+        return dataclasses.replace(vqa_sample(location, str(record_id), [find_image(image_id)], question, answers, config), split=split)
 
-    return enumerate_records(read_array(source.questions, member="questions"), "question"), parse
+    return enumerate_records(read_array(questions, member="questions"), "question"), parse
 
 
 @dataclass(frozen=True, slots=True)

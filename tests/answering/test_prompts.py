@@ -8,8 +8,8 @@ from answering.answer_cleaning import clean_answer
 from answering.config import CheckpointSystem, QwenVlSystem
 from answering.prompts import PromptPolicy
 from answering.protocol import Request
-from dataset.config import VqaMetadataSource
 from dataset.sample import Language, Message, Prompts, Task
+from dataset.source_config import VqaMetadataSource
 
 POLICY = PromptPolicy.from_config(QwenVlSystem(name="q", kind="qwen3_vl", path="x"))
 

@@ -8,19 +8,18 @@ from PIL import Image
 
 from dataset.build.merge import merge
 from dataset.build.merge_report import MergeReport
-from dataset.config import (
+from dataset.config import DataConfig, SplitConfig
+from dataset.loading.sample_store import SampleStore
+from dataset.sample import Sample
+from dataset.source_config import (
     AiChallengerSource,
     CocoCaptionsSource,
-    DataConfig,
     LlavaSource,
     MessagesSource,
     Source,
-    SplitConfig,
     VqaMetadataSource,
     VqaV2Source,
 )
-from dataset.loading.sample_store import SampleStore
-from dataset.sample import Sample
 
 
 class RawFiles:

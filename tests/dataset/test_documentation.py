@@ -8,8 +8,9 @@ import pytest
 import yaml
 from pydantic import TypeAdapter
 
-from dataset.config import Source
 from dataset.record_validation import DropReason
+from dataset.source_config import Source
+from dataset.sources import READERS
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = ("data.md", "zh/data.md")
@@ -20,7 +21,7 @@ def test_every_yaml_line_is_a_valid_source_and_every_format_is_shown(page: str) 
     text = (DOCS / page).read_text(encoding="utf-8")
     lines = re.findall(r"^    - (\{format: .*\})$", text, flags=re.MULTILINE)
     sources = [TypeAdapter(Source).validate_json(json.dumps(yaml.safe_load(line))) for line in lines]
-    assert {source.format for source in sources} == {"ai_challenger", "llava", "coco_captions", "vqav2", "vqa_metadata", "messages"}
+    assert {source.format for source in sources} == set(READERS)
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 import config
-from dataset.config import AiChallengerSource, DataConfig, LlavaSource, Source, VqaV2Source
+from dataset.config import DataConfig
 from dataset.loading.image_io import open_image
+from dataset.source_config import AiChallengerSource, LlavaSource, Source, VqaV2Source
 from dataset.sources import read
 from dataset.sources.record import RawSample
 from dataset.synthetic.dataset_writer import SceneCounts, write_scenes

@@ -23,6 +23,7 @@ from accelerate.utils.memory import clear_device_cache
 from PIL import Image
 
 from dataset.loading.image_io import MAX_PIXELS, ImageError, open_image, read_image_file, read_with_retries
+from dataset.loading.packed_images import file_of_image
 from dataset.loading.sample_store import ImageRow
 from errors import TesseraError, UsageError, command
 from model.hub.download import format_bytes
@@ -212,6 +213,6 @@ def _image_file(row: ImageRow, merged_at: int) -> ImageFile:
     digest, max_pixels = row.sha256, max(MAX_PIXELS, row.width * row.height)
     # A file that is gone keeps the digest of the merge: its features may be there already.
     with contextlib.suppress(OSError, ImageError):
-        if row.path.stat().st_mtime_ns > merged_at:
+        if file_of_image(row.path).stat().st_mtime_ns > merged_at:
             digest = hashlib.sha256(read_image_file(row.path, max_pixels)).hexdigest()
     return ImageFile(row.path, digest, max_pixels)

@@ -39,9 +39,9 @@ class TestFailure:
     def test_a_failed_merge_leaves_the_previous_result(self, raw: RawFiles, content: str | None, message: str) -> None:
         previous = self.previous_result(raw)
         broken = raw.llava([], name="broken")
-        broken.annotations.unlink()
+        broken.annotation_files[0].unlink()
         if content is not None:
-            broken.annotations.write_text(content)
+            broken.annotation_files[0].write_text(content)
         with pytest.raises(TesseraError, match=message) as raised:
             raw.merge(broken)
         assert raised.value.exit_status == 1

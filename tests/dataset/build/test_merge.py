@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import tarfile
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,13 @@ from dataset.build import image_validation
 from dataset.build import merge as merging
 from dataset.build.merge import source_names
 from dataset.build.merge_report import MergeReport
-from dataset.config import LlavaSource, MessagesSource, SplitConfig
+from dataset.config import SplitConfig
+from dataset.loading.image_io import read_image_file
+from dataset.loading.packed_images import file_of_image
 from dataset.loading.sample_store import SampleStore
 from dataset.record_validation import DropReason
 from dataset.sample import Message
+from dataset.source_config import LlavaSource, MessagesSource
 from errors import UsageError
 from tests.dataset.raw_files import RawFiles, conversation, vqa_answers
 
@@ -88,7 +92,7 @@ class TestImages:
         assert (row.width, row.height, row.sha256) == (20, 30, digest)
         assert SampleStore(raw.merged).load_image(0).size == (20, 30)
 
-    def test_embedded_images_are_written_to_files_named_after_their_content(self, raw: RawFiles) -> None:
+    def test_embedded_images_are_packed_by_their_content(self, raw: RawFiles) -> None:
         data = (raw.images / raw.image("a.png")).read_bytes()
         other = (raw.images / raw.image("b.jpg", shade=1)).read_bytes()
         path = raw.folder / "rows.parquet"
@@ -99,11 +103,10 @@ class TestImages:
         assert (report.images, report.samples) == (2, 4)
         assert report.sources[0].dropped == {DropReason.UNDECODABLE: 1}
         first, second = SampleStore(raw.merged).images()
-        assert (first.path, second.path) == (
-            raw.merged / "embedded" / f"{first.sha256}.png",
-            raw.merged / "embedded" / f"{second.sha256}.jpg",
-        )
-        assert (first.path.read_bytes(), second.path.read_bytes()) == (data, other)
+        assert {file_of_image(row.path) for row in (first, second)} == {raw.merged / "packed" / "images-00000.tar"}
+        assert (read_image_file(first.path), read_image_file(second.path)) == (data, other)
+        with tarfile.open(raw.merged / "packed" / "images-00000.tar") as shard:
+            assert shard.getnames()[:2] == [f"{first.sha256}.png", f"{second.sha256}.jpg"]
 
     def test_paths_are_stored_as_the_configuration_gives_them(self, raw: RawFiles, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(raw.folder)

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from dataset.build.merge import merge
-from dataset.config import AiChallengerSource, CocoCaptionsSource, DataConfig, LlavaSource, VqaMetadataSource, VqaV2Source
+from dataset.config import DataConfig
 from dataset.loading.sample_store import SampleStore
+from dataset.source_config import AiChallengerSource, CocoCaptionsSource, LlavaSource, VqaMetadataSource, VqaV2Source
 
 pytestmark = pytest.mark.skipif("TESSERA_REAL_DATA" not in os.environ, reason="TESSERA_REAL_DATA is not set to the folder of the excerpts")
 

@@ -4,9 +4,9 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from dataset.config import VqaMetadataSource
 from dataset.loading.recorded_prompts import conflicting_prompts, recorded_prompts
 from dataset.loading.sample_store import SampleStore
+from dataset.source_config import VqaMetadataSource
 from tests.dataset.raw_files import RawFiles, conversation
 
 EN, ZH = "Answer the question using a single word or phrase.", "请用一个词或短语回答。"

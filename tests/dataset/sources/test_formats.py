@@ -10,9 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from dataset import sources
-from dataset.config import AiChallengerSource, CocoCaptionsSource, DataConfig, LlavaSource, MessagesSource, Source, VqaMetadataSource
+from dataset.config import DataConfig
 from dataset.record_validation import DropReason
 from dataset.sample import Message
+from dataset.source_config import AiChallengerSource, CocoCaptionsSource, LlavaSource, MessagesSource, Source, VqaMetadataSource
 from dataset.sources.record import RawSample, RejectedRecord
 from errors import TesseraError
 from tests.dataset.raw_files import RawFiles, conversation, vqa_answers
@@ -128,7 +129,7 @@ class TestCocoCaptions:
         source = CocoCaptionsSource(format="coco_captions", annotations=raw.write("captions.json", {"images": []}))
         with pytest.raises(TesseraError, match="it has no 'annotations'"):
             read(source)
-        source.annotations.write_text("[]")
+        source.annotation_files[0].write_text("[]")
         with pytest.raises(TesseraError, match="expected an object with the lists"):
             read(source)
 
@@ -239,12 +240,12 @@ class TestMessages:
 
     def test_blank_lines_are_skipped_and_locations_are_line_numbers(self, raw: RawFiles) -> None:
         source = raw.messages(["nonsense"])
-        source.path.write_text(f"\n{json.dumps(self.ROWS[1])}\n\n[]\n")
+        source.annotation_files[0].write_text(f"\n{json.dumps(self.ROWS[1])}\n\n[]\n")
         assert rejected(source) == [("line 4", DropReason.NOT_AN_OBJECT)]
 
     def test_a_line_that_is_not_json_is_an_error_with_its_position(self, raw: RawFiles) -> None:
         source = raw.messages(list(self.ROWS))
-        source.path.write_text(f"{json.dumps(self.ROWS[1])}\n" + '{"messages": oops}\n')
+        source.annotation_files[0].write_text(f"{json.dumps(self.ROWS[1])}\n" + '{"messages": oops}\n')
         with pytest.raises(TesseraError, match=r"rows\.jsonl: not valid JSON at line 2 column 14"):
             read(source)
 

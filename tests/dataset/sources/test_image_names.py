@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from dataset import sources
-from dataset.config import DataConfig, Source
+from dataset.config import DataConfig
 from dataset.record_validation import DropReason, encoding_hint
+from dataset.source_config import Source
 from dataset.sources.record import RawSample, RejectedRecord
 from tests.dataset.raw_files import RawFiles, conversation
 

@@ -4,8 +4,8 @@ import re
 from collections.abc import Iterator
 
 from answering.config import SystemBase
-from dataset.config import AiChallengerSource, CocoCaptionsSource
 from dataset.sample import Language
+from dataset.source_config import AiChallengerSource, CocoCaptionsSource
 from dataset.synthetic.annotation_records import DETAIL_QUESTIONS
 from dataset.synthetic.question_phrasing import sample_questions
 from dataset.synthetic.reasoning_conversations import conversation
