@@ -88,6 +88,7 @@ def test_both_readmes_show_the_same_way_from_ones_own_images() -> None:
     assert yaml.safe_load(english["yaml"]) == yaml.safe_load(chinese["yaml"])
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("long")
 def test_fifty_images_of_ones_own_lead_to_an_answer(tmp_path: Path) -> None:
     folder = workspace(tmp_path)

@@ -209,6 +209,7 @@ def test_both_pages_show_the_same_examples() -> None:
     assert first == second
 
 
+@pytest.mark.slow
 def test_another_system_answers_and_accepted_requests_are_finished_before_the_shutdown(experiment: Path, tmp_path: Path) -> None:
     overrides = ("serve.system=qwen", "serve.search=false", "rerank.clip=null", "decoding.max_new_tokens=48", "serve.max_batch=1")
     with process(experiment, tmp_path / "server.log", *overrides) as running, ThreadPoolExecutor(4) as pool:

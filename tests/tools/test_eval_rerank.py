@@ -101,6 +101,7 @@ def test_checkpoints_and_names_select_the_systems(experiment: Path, tmp_path: Pa
     assert all(row["difference"] == 0.0 for row in summary["comparisons"])
 
 
+@pytest.mark.slow
 def test_a_missed_threshold_is_printed_and_exits_with_status_1(
     experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -56,6 +56,7 @@ def test_another_adapter_starts_on_the_merged_weights_and_resumes_bit_for_bit(
     assert all(torch.equal(value, expected[key]) for key, value in weights(own).items())
 
 
+@pytest.mark.slow
 def test_the_whole_language_model_is_trained_on_from_merged_adapters(source: tuple[Path, Path]) -> None:
     path, checkpoint = source
     stages = "train.stages=[{name: align, train: [connector], max_steps: 1}, {name: all, train: [connector, language], max_steps: 1}]"

@@ -82,7 +82,7 @@ def test_a_checkpoint_contains_no_base_weights_and_an_optimizer_unless_another_s
         ({"quantization": "nf4"}, ["connector", "lora"], "lora_A"),
         pytest.param({"quantization": "nf4"}, ["connector"], "linear_2", marks=pytest.mark.slow),
         pytest.param({"quantization": "int8"}, ["connector", "lora"], "lora_B", marks=pytest.mark.slow),
-        ({"lora": {"r": 4, "lora_alpha": 8, "use_dora": True}}, ["connector", "lora"], "magnitude"),
+        pytest.param({"lora": {"r": 4, "lora_alpha": 8, "use_dora": True}}, ["connector", "lora"], "magnitude", marks=pytest.mark.slow),
         pytest.param({"lora": None}, ["connector"], "linear_1", marks=pytest.mark.slow),
         ({"lora": None}, ["connector", "language"], "language/model.safetensors"),
     ],

@@ -66,6 +66,7 @@ def test_an_image_that_was_removed_is_named_once_and_another_sample_takes_its_pl
     assert all(np.isfinite(losses(last)))
 
 
+@pytest.mark.slow
 def test_an_image_that_can_be_read_on_the_second_try_changes_nothing(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch, waits: list[float]
 ) -> None:
@@ -142,7 +143,7 @@ def test_validation_without_a_single_readable_image_ends_the_run(workspace: Work
         run(path, "train.max_unreadable_images=0.9")
 
 
-@pytest.mark.parametrize("batching", ["padded", "packed"])
+@pytest.mark.parametrize("batching", ["padded", pytest.param("packed", marks=pytest.mark.slow)])
 def test_without_a_substitute_the_place_stays_empty_even_if_it_is_a_whole_step(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], batching: str
 ) -> None:

@@ -25,6 +25,7 @@ def test_many_clients_get_the_same_answers_as_one(experiment: Path, monkeypatch:
     assert [row[0] for row in report.rows] == ["1", "3"]
 
 
+@pytest.mark.slow
 def test_a_server_that_does_not_start_is_an_error_with_its_message(experiment: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(experiment)
     with pytest.raises(TesseraError, match=r"did not start: error: serve\.system: eval\.systems has no other"):

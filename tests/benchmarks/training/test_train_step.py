@@ -55,6 +55,7 @@ def test_our_activation_checkpointing_follows_the_settings() -> None:
     assert "gradient checkpointing: all (5 of 5 layers; train.gradient_checkpointing=true)" in report.facts["ours"]
 
 
+@pytest.mark.slow
 def test_a_batch_that_does_not_fit_is_halved_and_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     original = TimedPath.block
 

@@ -9,7 +9,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from tests.evaluation.conftest import Written
 from tests.serving.demo.browser import CHROMIUM, DESKTOP_SIZE, PHONE_SIZE, TIMEOUT_MS, overflow
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")]
 
 
 MAX_SCREENS = 10

@@ -18,7 +18,7 @@ from serving.http.cross_site import CrossSiteRules
 from tests.serving.demo.browser import CHROMIUM, PHONE_SIZE, TIMEOUT_MS, open_page, overflow, save_screenshot, upload_image
 from tests.serving.search.conftest import png
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed (the package chromium)")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed (the package chromium)")]
 ENGLISH, CHINESE = translations("en"), translations("zh")
 QUESTION = "What color is the circle?"
 

@@ -23,6 +23,7 @@ def rates(checkpoint: Path) -> list[float]:
     return losses(checkpoint, "learning_rate/lora")
 
 
+@pytest.mark.slow
 def test_a_finished_run_goes_on_when_its_last_stage_becomes_longer(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
     path = workspace(stages=[ALIGN, TUNE], warmup_steps=0.0)
     run(path)

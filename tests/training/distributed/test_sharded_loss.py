@@ -14,12 +14,13 @@ WORKER = Path(__file__).with_name("sharded_loss_worker.py")
 NO_DEEPSPEED = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("launch_file", "quantization", "cases"),
     [
         ("fsdp2", "none", 16),
-        pytest.param("fsdp2_qlora", "nf4", 8, marks=pytest.mark.slow),
-        pytest.param("deepspeed_zero3", "none", 16, marks=[NO_DEEPSPEED, pytest.mark.slow]),
+        pytest.param("fsdp2_qlora", "nf4", 8),
+        pytest.param("deepspeed_zero3", "none", 16, marks=NO_DEEPSPEED),
     ],
 )
 def test_any_distribution_of_supervised_tokens_over_ranks_gives_one_process_s_loss_and_gradients(

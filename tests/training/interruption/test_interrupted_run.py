@@ -49,6 +49,7 @@ CASES = [
 """Signal, the step of the second stage at which it comes, the callback in which it comes, the step of the run that is saved."""
 
 
+@pytest.mark.slow
 def test_a_stopped_run_writes_a_checkpoint_and_goes_on_bit_for_bit(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -100,6 +100,7 @@ def swanlab_files() -> tuple[dict[str, list[int]], list[str]]:
     return {key: values for key, values in steps.items() if key in content}, [content]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(OFFLINE))
 def test_scalars_and_predictions_arrive_a_resumed_run_goes_on_in_the_same_place_and_keys_stand_in_no_file(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch, name: str

@@ -79,6 +79,7 @@ def test_a_skipped_step_changes_no_weight_does_not_advance_the_schedule_and_is_n
     assert schedule["last_epoch"] == 1
 
 
+@pytest.mark.slow
 def test_a_step_with_an_infinite_loss_is_left_out_of_the_logged_mean(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     losses: list[float] = []
     loss_of = SiglipQwenFamily.loss
@@ -94,6 +95,7 @@ def test_a_step_with_an_infinite_loss_is_left_out_of_the_logged_mean(workspace: 
     assert logged[1]["loss"] == pytest.approx((losses[2] + losses[3]) / 2)
 
 
+@pytest.mark.slow
 def test_the_scale_grows_and_a_resumed_run_goes_on_with_it(workspace: Workspace, start_scale: StartScale) -> None:
     start_scale(2.0**8, growth=2)
     path = workspace(stages=[STAGE], save_steps=2, save_total_limit=9)
