@@ -66,6 +66,9 @@ class DataConfig:
     balance: Literal["none", "category"] = "none"
     """category = training samples of smaller categories are repeated within an epoch, until each category has as many as the largest; those
     without a category stay as they are. A source's records name their category in a field `category`. none = every sample once."""
+    mix_temperature: Annotated[float, Field(ge=1)] | None = None
+    """Share of each source in the training samples of an epoch: its number of samples to the power of 1 / temperature; 1 = as they are,
+    larger values bring the sources closer to equal shares. By default every sample is used once."""
     augmentation: AugmentationConfig | None = None
     """Random augmentation of training images; none by default."""
     pack: bool = False
@@ -76,3 +79,22 @@ class DataConfig:
     below what the model reads, which is 384 for google/siglip-so400m-patch14-384."""
     workers: Annotated[int, Field(ge=1)] | None = None
     """Number of processes that check images during the merge; by default one per core that it may use (affinity, container limit)."""
+
+    @property
+    def weights(self) -> tuple[float, ...] | None:
+        """The weights of all sources; None if they have none."""
+        weights = tuple(source.weight for source in self.sources if source.weight is not None)
+        return weights or None
+
+    @model_validator(mode="after")
+    def _check_mix(self) -> Self:
+        """One way to mix at a time."""
+        if self.weights is not None and len(self.weights) < len(self.sources):
+            raise ValueError("either all sources have a weight or none has")
+        own_epochs = any(source.epochs is not None for source in self.sources)
+        ways = {"weight": self.weights is not None, "epochs": own_epochs, "mix_temperature": self.mix_temperature is not None}
+        if sum(ways.values()) > 1:
+            raise ValueError(f"{' and '.join(name for name, used in ways.items() if used)} are given; one of them decides")
+        if any(ways.values()) and self.balance != "none":
+            raise ValueError(f"balance: {self.balance} cannot be combined with weight, epochs or mix_temperature")
+        return self

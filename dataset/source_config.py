@@ -1,5 +1,6 @@
 """Configuration of the sources: which files hold the records and the images, in which format."""
 
+import itertools
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -77,6 +78,11 @@ class SourceBase:
     """Read at most this many records from the start of the file."""
     repeat: Annotated[int, Field(ge=1)] = 1
     """How many times each training sample of this source is written to the merged data."""
+    weight: Annotated[float, Field(gt=0)] | None = None
+    """Share of this source in the training samples of an epoch, relative to the weights of the others; all sources have one or none has. By
+    default every sample is used once."""
+    epochs: Annotated[float, Field(gt=0)] | None = None
+    """How often the training samples of this source are used within an epoch, such as 0.5 or 3; 1 by default."""
     prompt: PromptText | PromptByLanguage | None = None
     """Sentence that says how an answer is wanted. It follows every question of this source on a line of its own, in training and again
     when the trained model is asked a question of this kind and language. One text, or {en: ..., zh: ...}; auto = a sentence
@@ -321,3 +327,20 @@ Source = Annotated[
     | HubSource,
     Field(discriminator="format"),
 ]
+
+
+def source_names(source_configs: tuple[Source, ...]) -> list[str]:
+    """The name of each source: its `name`, else its format, numbered from the second use on.
+
+    Raises UsageError when there are no sources or two have the same `name`.
+    """
+    if not source_configs:
+        raise UsageError("data.sources: empty; name at least one source")
+    explicit_names = [source.name for source in source_configs if source.name is not None]
+    if duplicates := [name for name in explicit_names if explicit_names.count(name) > 1]:
+        raise UsageError(f"data.sources: the name '{duplicates[0]}' is used twice")
+    names: list[str] = []
+    for source in source_configs:
+        defaults = itertools.chain([source.format], (f"{source.format}-{number}" for number in itertools.count(2)))
+        names.append(source.name or next(name for name in defaults if name not in (*explicit_names, *names)))
+    return names

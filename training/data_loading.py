@@ -34,6 +34,7 @@ from dataset.loading.multi_turn import (
 )
 from dataset.loading.sample_store import SampleStore
 from dataset.loading.samplers import BatchingStrategy, DistributedBatchSampler, LengthGroupedBatching, PackedBatching, SampleKey, StepShape
+from dataset.loading.source_mix import SourceMix
 from dataset.sample import Sample
 from errors import TesseraError, UsageError
 from model.family import Collate
@@ -55,6 +56,8 @@ class SampleLengths:
 
     conversations: list[Conversation]
     dropped: tuple[str, ...]
+    mix: SourceMix | None = None
+    """Which of them an epoch has; all once without it."""
 
     def __len__(self) -> int:
         return len(self.conversations)
@@ -67,6 +70,10 @@ class SampleLengths:
     def sampled_lengths(self, seed: int, epoch: int) -> np.ndarray:
         """int64 [conversations]: tokens of each conversation with the targets and question order sampled for an epoch."""
         return np.array([num_tokens(conversation, seed, epoch) for conversation in self.conversations], dtype=np.int64)
+
+    def epoch_indices(self, seed: int, epoch: int) -> np.ndarray:
+        """int64: the conversations of an epoch, in no particular order."""
+        return np.arange(len(self)) if self.mix is None else self.mix.indices(seed, epoch)
 
 
 def evenly_spaced(length: int, count: int) -> np.ndarray:
@@ -293,14 +300,15 @@ class Batching:
     def plan(self, lengths: SampleLengths, seed: int, epochs: int) -> BatchingStrategy:
         """The batches of `epochs` epochs. Raises UsageError when a sample is longer than a packed row."""
         sampled_lengths = [lengths.sampled_lengths(seed, epoch) for epoch in range(epochs)]
+        chosen = None if lengths.mix is None else [lengths.epoch_indices(seed, epoch) for epoch in range(epochs)]
         if not self.packed:
-            return LengthGroupedBatching(sampled_lengths, self.per_device_train_batch_size, seed)
+            return LengthGroupedBatching(sampled_lengths, self.per_device_train_batch_size, seed, chosen)
         longest = max((int(epoch_lengths.max()) for epoch_lengths in sampled_lengths if len(epoch_lengths)), default=0)
         if longest > self.packing_length:
             raise UsageError(
                 f"train.packing_length: {self.packing_length} is less than the longest sample of {longest} tokens; lower model.max_length"
             )
-        return PackedBatching(sampled_lengths, self.packing_length, seed)
+        return PackedBatching(sampled_lengths, self.packing_length, seed, chosen)
 
     def collator(self, processor: SampleProcessor) -> Collate:
         """The collator from examples to model inputs."""

@@ -1,10 +1,12 @@
 """Setup shared by all stages of a run: process group, processor, data, precision, and the length of each stage."""
 
+import dataclasses
 import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import transformers
 from accelerate import PartialState
@@ -12,10 +14,13 @@ from torch.utils.data import DataLoader
 
 from atomic_io import write_text
 from cpu_cores import available_cores
+from dataset.config import DataConfig
 from dataset.loading.multi_turn import balance_by_category
 from dataset.loading.recorded_prompts import conflicting_prompts, recorded_prompts
 from dataset.loading.sample_store import SampleStore
 from dataset.loading.samplers import DistributedBatchSampler
+from dataset.loading.source_mix import SourceMix, describe_shares
+from dataset.source_config import source_names
 from errors import UsageError
 from model.family import Family, family
 from model.kernels.autocast import Precision
@@ -134,6 +139,7 @@ def setup_run(config: Experiment, machine: Machine | None = None, initial: Initi
         lengths = measure_lengths(store, store.indices("train"), processor, "measuring training samples", max_questions)
         if config.data.balance == "category":
             lengths = _balanced(store, lengths)
+        lengths = dataclasses.replace(lengths, mix=_source_mix(config.data, store, lengths))
         validation_rows = store.indices("validation")
         validation_rows = validation_rows[evenly_spaced(len(validation_rows), config.train.eval_samples)]
         validation = measure_lengths(store, validation_rows, processor, "measuring validation samples")
@@ -147,6 +153,7 @@ def setup_run(config: Experiment, machine: Machine | None = None, initial: Initi
         initial_weights=initial,
     )
     _report_samples(run_setup, validation)
+    _report_mix(run_setup)
     if (notice := unused_gpus(machine.partial_state)) is not None:
         run_setup.print_once(notice)
     run_setup.print_once(f"micro-batches: {machine.batching}, matrix products in {machine.precision}")
@@ -192,6 +199,27 @@ def _balanced(store: SampleStore, lengths: SampleLengths) -> SampleLengths:
     if not any(categories):
         raise UsageError(f"data.balance: no sample in {store.folder} has a category; give the records of a source a field `category`")
     return SampleLengths(balance_by_category(lengths.conversations, categories), lengths.dropped)
+
+
+def _source_mix(data: DataConfig, store: SampleStore, lengths: SampleLengths) -> SourceMix | None:
+    """How much each source takes part in an epoch. A conversation belongs to the source of its first sample."""
+    if data.weights is None and data.mix_temperature is None and all(source.epochs is None for source in data.sources):
+        return None
+    number = {name: i for i, name in enumerate(source_names(data.sources))}
+    names = store.column("source")
+    if unknown := sorted(set(names) - number.keys()):
+        raise UsageError(f"{store.folder}: has samples of the source '{unknown[0]}', which data.sources does not name")
+    source = np.array([number[names[conversation[0].row]] for conversation in lengths.conversations], dtype=np.int64)
+    return SourceMix.of(data, source, np.array([len(conversation) for conversation in lengths.conversations]))
+
+
+def _report_mix(run_setup: RunSetup) -> None:
+    """Print the share that each source has in the first epoch."""
+    mix, seed = run_setup.lengths.mix, run_setup.config.train.seed
+    if mix is not None:
+        indices = run_setup.lengths.epoch_indices(seed, 0)
+        shares = describe_shares(source_names(run_setup.config.data.sources), mix.shares(indices))
+        run_setup.print_once(f"mix: {int(mix.samples[indices].sum()):,} samples an epoch: {shares}")
 
 
 def training_loader(run_setup: RunSetup, index: int) -> DataLoader:

@@ -3,7 +3,6 @@
 Writes images.parquet, samples.parquet, report.json and dropped.jsonl. A merge that fails leaves the files of the previous merge unchanged.
 """
 
-import itertools
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -27,9 +26,9 @@ from dataset.build.parquet_tables import write_images, write_samples
 from dataset.build.record_buffer import RecordBuffer
 from dataset.config import DataConfig
 from dataset.record_validation import DropReason
-from dataset.source_config import Source
+from dataset.source_config import source_names
 from dataset.sources.record import RecordLocation, RejectedRecord
-from errors import TesseraError, UsageError
+from errors import TesseraError
 from file_lock import folder_lock
 from progress import Progress
 
@@ -74,6 +73,7 @@ def merge(config: DataConfig, folder: Path) -> MergeReport:
             merged = replace(merged, images=pack_images(merged.images, folder / PACKED_FOLDER, config))
         images_digest = write_images(work / "images.parquet", merged, names)
         write_samples(work / "samples.parquet", buffer, merged, config.sources, images_digest, report)
+        report.add_shares(config)
         write_json(work / "report.json", report.to_json())
         for name in OUTPUT_FILES:
             (work / name).replace(folder / name)
@@ -82,23 +82,6 @@ def merge(config: DataConfig, folder: Path) -> MergeReport:
     states += [current_file_state(str(folder / name)) for name in OUTPUT_FILES]
     write_fingerprint(cache / "inputs.parquet", config, states)
     return report
-
-
-def source_names(source_configs: tuple[Source, ...]) -> list[str]:
-    """The name of each source: its `name`, else its format, numbered from the second use on.
-
-    Raises UsageError when there are no sources or two have the same `name`.
-    """
-    if not source_configs:
-        raise UsageError("data.sources: empty; name at least one source")
-    explicit_names = [source.name for source in source_configs if source.name is not None]
-    if duplicates := [name for name in explicit_names if explicit_names.count(name) > 1]:
-        raise UsageError(f"data.sources: the name '{duplicates[0]}' is used twice")
-    names: list[str] = []
-    for source in source_configs:
-        defaults = itertools.chain([source.format], (f"{source.format}-{number}" for number in itertools.count(2)))
-        names.append(source.name or next(name for name in defaults if name not in (*explicit_names, *names)))
-    return names
 
 
 @contextmanager

@@ -9,9 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
+import numpy as np
+
 from dataset.build.deduplication import MergeResult
 from dataset.build.image_validation import ImageCheck
 from dataset.build.splits import SPLITS
+from dataset.config import DataConfig
+from dataset.loading.source_mix import describe_shares, source_shares
 from dataset.record_validation import DropReason
 from dataset.source_config import Split
 from dataset.sources.record import RecordLocation
@@ -66,6 +70,8 @@ class SourceReport:
         read: Records read.
         kept: Records kept.
         samples: Rows in samples.parquet, repeats included.
+        training_samples: Those of the training split.
+        training_share: Share in the samples of a training epoch that the configuration asks for; None if every sample is used once.
         moved: Kept records that were moved out of the source's own split, so that each image is in one split only.
         dropped: Dropped records by reason.
         examples: Locations of the first dropped records by reason, at most MAX_EXAMPLES each.
@@ -76,6 +82,8 @@ class SourceReport:
     read: int = 0
     kept: int = 0
     samples: int = 0
+    training_samples: int = 0
+    training_share: float | None = None
     moved: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
     examples: dict[str, list[str]] = field(default_factory=dict)
@@ -154,7 +162,7 @@ class MergeReport:
 
     def table(self) -> str:
         """Table for the terminal: counts by source, reasons with example locations, totals."""
-        return "\n".join([*self._counts(), *self._reasons(), *self._totals()])
+        return "\n".join([*self._counts(), *self._reasons(), *self._shares(), *self._totals()])
 
     def _counts(self) -> Iterator[str]:
         width = max(len("source"), *(len(source.name) for source in self.sources))
@@ -162,6 +170,17 @@ class MergeReport:
         for source in self.sources:
             dropped = sum(source.dropped.values())
             yield f"{source.name:{width}}  {source.read:9,}  {source.kept:9,}  {dropped:9,}  {source.samples:9,}"
+
+    def add_shares(self, config: DataConfig) -> None:
+        """Add the share that each source has in a training epoch."""
+        shares = source_shares(config, [source.training_samples for source in self.sources])
+        for source, share in zip(self.sources, [None] * len(self.sources) if shares is None else shares.tolist(), strict=True):
+            source.training_share = share
+
+    def _shares(self) -> Iterator[str]:
+        if any(shares := [source.training_share for source in self.sources]):
+            described = describe_shares([source.name for source in self.sources], np.array(shares, dtype=float))
+            yield f"shares of the sources in a training epoch: {described}"
 
     def _reasons(self) -> Iterator[str]:
         for source in self.sources:

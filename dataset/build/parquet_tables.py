@@ -64,9 +64,11 @@ def write_samples(
                 by_language.update(table["language"].to_pylist())
             begin, row = end, row + batch.num_rows
     sample_counts = np.bincount(origins, repeats, len(sources)).astype(int).tolist()
+    in_training = splits == SPLITS.index("train")
+    training_counts = np.bincount(origins[in_training], repeats[in_training], len(sources)).astype(int).tolist()
     moved_counts = np.bincount(origins[merged.samples["moved"].to_numpy()], minlength=len(sources)).tolist()
-    for counts, num_samples, num_moved in zip(report.sources, sample_counts, moved_counts, strict=True):
-        counts.samples, counts.moved = num_samples, num_moved
+    for counts, *numbers in zip(report.sources, sample_counts, training_counts, moved_counts, strict=True):
+        counts.samples, counts.training_samples, counts.moved = numbers
     report.images, report.samples = len(merged.images), int(repeats.sum())
     report.by_split = dict(zip(SPLITS, np.bincount(splits, repeats, len(SPLITS)).astype(int).tolist(), strict=True))
     report.by_language = {language: by_language[language] for language in get_args(Language)}

@@ -25,17 +25,20 @@ class BatchingStrategy(ABC):
         lengths: For each epoch, int [n]: tokens of each sample with the target of that epoch.
         size: Most tokens of a packed row, or samples of a padded batch.
         seed: Seed of the order.
+        chosen: For each epoch, int [m]: the samples that it has; all once by default.
     """
 
     lengths: Sequence[np.ndarray]
     size: int
     seed: int
+    chosen: Sequence[np.ndarray] | None = None
 
     def batches(self, epoch: int) -> list[list[int]]:
-        """Sample indices of each batch, in the order of the epoch; every sample is in exactly one batch."""
+        """Sample indices of each batch, in the order of the epoch; every sample of the epoch is in exactly one batch."""
         lengths = self.lengths[epoch]
         rng = np.random.default_rng((self.seed, epoch))
-        batches = self._batches(lengths, rng.permutation(len(lengths)))
+        order = rng.permutation(len(lengths)) if self.chosen is None else rng.permutation(self.chosen[epoch])
+        batches = self._batches(lengths, order)
         return [batches[i] for i in rng.permutation(len(batches))]
 
     @abstractmethod

@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from atomic_io import write_json
+from dataset.loading.source_mix import mix_settings
 from errors import UsageError
 from model.checkpoint_manifest import TRAINER_FOLDER as TRAINER_FOLDER
 from model.config import DEFAULT_FAMILY
@@ -84,7 +85,7 @@ def read_run_state(folder: Path) -> RunState:
         raise UsageError(f"--resume {folder}: {RUN_STATE_FILE} cannot be read, so this is no training checkpoint ({reason})") from error
 
 
-ADDED_SETTINGS = {"data.balance": "none", "train.lr_scheduler_type": "cosine", "model.family": DEFAULT_FAMILY}
+ADDED_SETTINGS = {"data.balance": "none", "data.mix": None, "train.lr_scheduler_type": "cosine", "model.family": DEFAULT_FAMILY}
 """Settings that earlier versions did not have, and what they did."""
 
 
@@ -131,6 +132,7 @@ def config_settings(config: Experiment) -> dict[str, Any]:
     resolved = _flat({"model": dataclasses.asdict(config.model), "train": dataclasses.asdict(config.train)})
     resolved["data.augmentation"] = dataclasses.asdict(config.data.augmentation) if config.data.augmentation else None
     resolved["data.balance"] = config.data.balance
+    resolved["data.mix"] = mix_settings(config.data)
     known = {key: value for key, value in resolved.items() if key not in CHANGEABLE_KEYS | RESOLVED_KEYS}
     # Through JSON, so that it compares equal to the settings read from a checkpoint.
     plain: dict[str, Any] = json.loads(json.dumps(known, default=str))

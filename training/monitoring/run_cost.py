@@ -56,10 +56,15 @@ def _counts_per_epoch(run_setup: RunSetup) -> tuple[float, float, float]:
     """Tokens, supervised tokens and images of an epoch. Tokens are counted; the others are those of some samples, scaled up."""
     lengths, seed = run_setup.lengths, run_setup.config.train.seed
     data = TrainingData(run_setup.store, lengths, run_setup.processor, seed)
-    encoded = [data.encode(index, 0)[1] for index in evenly_spaced(len(lengths), MEASURED_SAMPLES).tolist()]
-    scale = len(lengths) / len(encoded)
+    indices = lengths.epoch_indices(seed, 0)
+    encoded = [data.encode(int(indices[i]), 0)[1] for i in evenly_spaced(len(indices), MEASURED_SAMPLES)]
+    scale = len(indices) / len(encoded)
     supervised = sum(label != IGNORE_INDEX for sample in encoded for label in sample.labels)
-    return float(lengths.sampled_lengths(seed, 0).sum()), supervised * scale, sum(map(run_setup.processor.pixel_rows, encoded)) * scale
+    return (
+        float(lengths.sampled_lengths(seed, 0)[indices].sum()),
+        supervised * scale,
+        sum(map(run_setup.processor.pixel_rows, encoded)) * scale,
+    )
 
 
 def _time(run_setup: RunSetup, flops: float) -> str:

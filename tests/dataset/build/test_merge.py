@@ -16,7 +16,6 @@ from PIL import Image
 
 from dataset.build import image_validation
 from dataset.build import merge as merging
-from dataset.build.merge import source_names
 from dataset.build.merge_report import MergeReport
 from dataset.config import SplitConfig
 from dataset.loading.image_io import read_image_file
@@ -24,7 +23,7 @@ from dataset.loading.packed_images import file_of_image
 from dataset.loading.sample_store import SampleStore
 from dataset.record_validation import DropReason
 from dataset.sample import Message
-from dataset.source_config import LlavaSource, MessagesSource
+from dataset.source_config import LlavaSource, MessagesSource, source_names
 from errors import UsageError
 from tests.dataset.raw_files import RawFiles, conversation, vqa_answers
 
@@ -246,3 +245,12 @@ class TestResult:
         store = SampleStore(raw.merged)
         named = [store.image(sample.image_ids[0]).path.name if sample.image_ids else None for sample in samples[::2]]
         assert named == [f"{i % 5}.jpg" if i % 3 else None for i in range(50)]
+
+
+def test_the_report_states_the_shares_of_a_mix(raw: RawFiles) -> None:
+    first = raw.llava([conversation(raw.image(f"{i}.png", i), "?", "x") for i in range(3)], name="first", weight=1)
+    second = raw.llava([conversation(raw.image("9.png", 9), "?", "y")], name="second", weight=3)
+    report = raw.merge(first, second)
+    assert [(source.training_samples, source.training_share) for source in report.sources] == [(3, 0.25), (1, 0.75)]
+    assert "shares of the sources in a training epoch: first 25.0 %, second 75.0 %" in report.table()
+    assert raw.merge(first, second).reused
