@@ -285,8 +285,8 @@ class HubSource(TabularSource):
     subset: str | None = None
     """Subset (configuration) of the data set; needed where it has several."""
     split: str | None = None  # type: ignore[assignment]  # a name that the data set gives to a split
-    """Split of the data set that is read, such as train or validation[:1000]; by default all. Where it has several, samples keep them;
-    where it has one alone, a hash of the image content decides."""
+    """Split of the data set that is read, such as train or validation[:1000]; by default all. Samples keep it; but where the data set has
+    one alone and none is named here, a hash of the image content decides."""
     revision: str | None = None
     """Branch, tag or commit on the Hub; by default main."""
     image_subset: str | None = None

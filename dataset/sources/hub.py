@@ -32,12 +32,13 @@ def hub(source: HubSource, config: DataConfig) -> tuple[Records, Parser]:
     if source.image_subset is not None:
         records = _with_images(records, _images_by_id(source, source.image_subset))
     records, parse_row = tabular(records, source, config, _described(source, source.subset))
-    # A data set with one split alone has not been divided by its authors.
-    own_splits = {name: parse_split_name(name) for name in splits} if len(splits) > 1 else {}
+    # A data set with one split alone, which is called train, has not been divided by its authors.
+    is_divided = len(splits) > 1 or (source.split is not None and "+" not in source.split)
 
     def parse(location: RecordLocation, row: dict[str, Any]) -> RawSample:
         sample = parse_row(location, row)
-        return sample if sample.split is not None else dataclasses.replace(sample, split=own_splits.get(location.file))
+        name = parse_split_name(location.file or source.split) if is_divided else None
+        return sample if sample.split is not None else dataclasses.replace(sample, split=name)
 
     return records, parse
 

@@ -137,7 +137,9 @@ def test_several_splits_are_kept_and_one_alone_is_divided_by_content(tmp_path: P
     for split in ("train", "validation", "test"):
         write(folder, {"image": [RED], "caption": [split]}, split, image=datasets.Image())
     assert {sample.targets[0]: sample.split for sample in read(folder)} == {"train": "train", "validation": "validation", "test": "test"}
-    assert [sample.split for sample in read(folder, split="validation")] == [None]
+    assert [sample.split for sample in read(folder, split="validation")] == ["validation"]
+    one = write(tmp_path / "named", {"image": [RED], "caption": ["a"]}, image=datasets.Image())
+    assert [sample.split for sample in read(one, split="train")] == ["train"]
     assert [sample.split for sample in read(write(tmp_path / "one", {"image": [RED], "caption": ["a"]}, image=datasets.Image()))] == [None]
 
 
