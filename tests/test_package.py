@@ -22,6 +22,7 @@ print(category("How many are there?", "en"), *sorted({"config", "errors", "model
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("setuptools") is None, reason="building needs setuptools")
 def test_everything_in_a_built_package_is_below_one_name(tmp_path: Path) -> None:
     build = [sys.executable, "setup.py", "-q", "egg_info", "-e", str(tmp_path), "build_py", "--build-lib", str(tmp_path / "lib")]

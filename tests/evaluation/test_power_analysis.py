@@ -49,6 +49,7 @@ SETTINGS = [
 """Questions, images, comparisons, differing scores."""
 
 
+@pytest.mark.slow
 def test_a_difference_of_the_reported_size_is_found_in_four_of_five_runs() -> None:
     effect, power = rates(1379, 496, 8, 0.001, 100)
     assert 10 / 1379 < effect < 14 / 1379

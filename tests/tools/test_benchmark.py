@@ -51,6 +51,7 @@ def test_the_merge_benchmark_does_not_import_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(benchmark.__file__).parent.parent, check=False).returncode == 0
 
 
+@pytest.mark.slow
 def test_memory_is_estimated_and_saved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert status_of("memory", "--size", "8b", "--out", str(tmp_path), "model.quantization=nf4", "train.packing_length=1024") == 0
     output = capsys.readouterr().out

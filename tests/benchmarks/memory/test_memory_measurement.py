@@ -28,6 +28,7 @@ TRAIN = TrainConfig(
 )
 
 
+@pytest.mark.slow
 def test_weights_are_quantised_like_those_of_a_loaded_model(parts: Path) -> None:
     plain = SiglipQwenConfig(max_length=512)
     created = build_ours("tiny", plain, build_processor("tiny", plain), dtype=torch.float32, device=CPU, load_in_4bit=True)
@@ -49,6 +50,7 @@ def test_weights_are_quantised_like_those_of_a_loaded_model(parts: Path) -> None
     assert 0 < float((back - weight).norm() / weight.norm()) < 0.15
 
 
+@pytest.mark.slow
 def test_layers_that_are_quantised_one_at_a_time_equal_those_of_the_unquantised_model() -> None:
     plain = SiglipQwenConfig(max_length=512)
     plain_model, created = (

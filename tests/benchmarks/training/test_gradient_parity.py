@@ -55,6 +55,7 @@ def test_in_fp32_every_gradient_equals_that_of_stock(compare_sides: Callable[...
     assert parity.gradients_off <= parity.worst_off < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("train", [{}, pytest.param(PACKED, marks=pytest.mark.slow)], ids=["padded", "packed"])
 def test_in_bf16_gradients_are_equal_within_rounding_noise(compare_sides: Callable[..., GradientParity], train: dict[str, Any]) -> None:
     parity = compare_sides(precision="bf16", **train)

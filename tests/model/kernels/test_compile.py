@@ -19,6 +19,7 @@ from tests.model.kernels.test_fused_lora import with_random_lora_b
 from tests.model.siglip_qwen.test_modeling import examples, loss_and_gradients
 
 
+@pytest.mark.slow
 def test_compiled_layers_give_the_same_loss_and_gradients_without_graph_breaks(make: Build, settings: Any, processor: Processor) -> None:
     assert compile_unsupported_reason(torch.device("cpu")) is None, "the tests need a C++ compiler"
     row = with_layout(PackedCollator(pad_id=0, capacity=400, max_length=180)(examples(processor)))
