@@ -86,6 +86,12 @@ class DataConfig:
         weights = tuple(source.weight for source in self.sources if source.weight is not None)
         return weights or None
 
+    def mix_settings(self) -> dict[str, object] | None:
+        """What decides how much of each source an epoch has, for comparison with an earlier run; None where every sample is used once."""
+        epochs = [source.epochs for source in self.sources]
+        given = {"weight": self.weights, "temperature": self.mix_temperature, "epochs": epochs if any(epochs) else None}
+        return {name: value for name, value in given.items() if value is not None} or None
+
     @model_validator(mode="after")
     def _check_mix(self) -> Self:
         """One way to mix at a time."""

@@ -203,7 +203,7 @@ def _balanced(store: SampleStore, lengths: SampleLengths) -> SampleLengths:
 
 def _source_mix(data: DataConfig, store: SampleStore, lengths: SampleLengths) -> SourceMix | None:
     """How much each source takes part in an epoch. A conversation belongs to the source of its first sample."""
-    if data.weights is None and data.mix_temperature is None and all(source.epochs is None for source in data.sources):
+    if data.mix_settings() is None:
         return None
     number = {name: i for i, name in enumerate(source_names(data.sources))}
     names = store.column("source")

@@ -100,10 +100,3 @@ def _source_epochs(config: DataConfig) -> np.ndarray:
 def describe_shares(names: Sequence[str], shares: np.ndarray) -> str:
     """The shares in words: `coco 30.0 %, vqa 70.0 %`."""
     return ", ".join(f"{name} {share:.1%}".replace("%", " %") for name, share in zip(names, shares.tolist(), strict=True))
-
-
-def mix_settings(config: DataConfig) -> dict[str, object] | None:
-    """What decides the mix, for comparison with an earlier run; None where every sample is used once."""
-    epochs = [source.epochs for source in config.sources]
-    given = {"weight": config.weights, "temperature": config.mix_temperature, "epochs": epochs if any(epochs) else None}
-    return {name: value for name, value in given.items() if value is not None} or None

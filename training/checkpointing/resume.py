@@ -15,7 +15,6 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from atomic_io import write_json
-from dataset.loading.source_mix import mix_settings
 from errors import UsageError
 from model.checkpoint_manifest import TRAINER_FOLDER as TRAINER_FOLDER
 from model.config import DEFAULT_FAMILY
@@ -132,7 +131,7 @@ def config_settings(config: Experiment) -> dict[str, Any]:
     resolved = _flat({"model": dataclasses.asdict(config.model), "train": dataclasses.asdict(config.train)})
     resolved["data.augmentation"] = dataclasses.asdict(config.data.augmentation) if config.data.augmentation else None
     resolved["data.balance"] = config.data.balance
-    resolved["data.mix"] = mix_settings(config.data)
+    resolved["data.mix"] = config.data.mix_settings()
     known = {key: value for key, value in resolved.items() if key not in CHANGEABLE_KEYS | RESOLVED_KEYS}
     # Through JSON, so that it compares equal to the settings read from a checkpoint.
     plain: dict[str, Any] = json.loads(json.dumps(known, default=str))
