@@ -90,6 +90,8 @@ class Family(ABC):
     def load_pretrained(self, where: str, settings: Mapping[str, Any], options: LoadOptions) -> tuple[Any, SampleProcessor]:
         """A published model, frozen and in eval mode, and its processor, to compare with. Raises UsageError.
 
+        Only families with a system kind of their own in `eval.systems` (qwen_vl, blip2) have it; no other one is asked.
+
         Args:
             where: prefix of the settings' names in messages.
             settings: of the system in `eval.systems`, by name.

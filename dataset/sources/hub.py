@@ -43,14 +43,14 @@ def hub(source: HubSource, config: DataConfig) -> tuple[Records, Parser]:
     return records, parse
 
 
-def _load(source: HubSource, subset: str | None, split: str | None, in_memory_map: bool = False) -> dict[str, Any]:
+def _load(source: HubSource, subset: str | None, split: str | None, by_index: bool = False) -> dict[str, Any]:
     """The splits of a data set by name.
 
     Args:
         source: Its name or folder, and revision.
         subset: Subset, if it has several.
         split: Split or part of one; all by default.
-        in_memory_map: Rows must be found by their index. A folder is then copied to the cache of `datasets`.
+        by_index: Rows must be found by their index. A folder is then copied to the cache of `datasets`.
 
     Raises:
         TesseraError: There is no such data set, subset or split, it cannot be reached, or is a script.
@@ -64,7 +64,7 @@ def _load(source: HubSource, subset: str | None, split: str | None, in_memory_ma
 
     datasets.disable_progress_bars()
     # Parts of a split are known only where its length is.
-    streaming = is_folder and not in_memory_map and not any(character in (split or "") for character in "[+")
+    streaming = is_folder and not by_index and not any(character in (split or "") for character in "[+")
     try:
         if Path(source.path, "state.json").is_file():
             loaded = datasets.load_from_disk(source.path)
@@ -133,7 +133,7 @@ def _in_split(records: Records, split: str) -> Records:
 def _images_by_id(source: HubSource, subset: str) -> dict[Any, tuple[Any, int, str]]:
     """Image id -> table, index of the row, and name of the column that has the image."""
     found: dict[Any, tuple[Any, int, str]] = {}
-    for rows in _load(source, subset, None, in_memory_map=True).values():
+    for rows in _load(source, subset, None, by_index=True).values():
         names = {key: next((name for name in KNOWN_COLUMNS[key] if name in rows.column_names), None) for key in ("id", "image")}
         if None in names.values():
             where = _described(source, subset)
