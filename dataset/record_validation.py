@@ -49,7 +49,7 @@ def check_conversation(messages: Sequence[Message], targets: Sequence[str], answ
     found = [message.role for message in messages]
     if [role for role in found if role != "system"][:1] == ["assistant"]:
         raise InvalidRecordError(DropReason.TURN_ORDER, "the assistant opens the conversation; expected the user's turn first")
-    if not is_alternating(messages):
+    if found != ["user"] and not is_alternating(messages):
         raise InvalidRecordError(
             DropReason.TURN_ORDER,
             f"expected alternating user and assistant turns, the assistant last; found {found} before the last",
@@ -69,6 +69,8 @@ def check_conversation(messages: Sequence[Message], targets: Sequence[str], answ
 
 def check_encoding(text: str) -> None:
     """Raise InvalidRecordError when `text` holds a lone surrogate: a byte that is not UTF-8, or half of a `\\ud83d\\ude00` pair."""
+    if text.isascii():
+        return
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -98,4 +100,4 @@ def encoding_hint(text: str) -> str:
 
 
 def _has_text(text: str) -> bool:
-    return bool(text.replace(IMAGE_PLACEHOLDER, "").strip())
+    return bool((text.replace(IMAGE_PLACEHOLDER, "") if IMAGE_PLACEHOLDER in text else text).strip())

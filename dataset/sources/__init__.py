@@ -55,4 +55,6 @@ def _valid_sample(location: RecordLocation, record: Any, parse: Parser) -> RawSa
     check_conversation(sample.messages, sample.targets, sample.answers, len(sample.images))
     check_encoding(sample.key)
     category = sample.category or number_as_text(record.get("category"))
+    if category is None:
+        return sample
     return dataclasses.replace(sample, category=category.strip()) if isinstance(category, str) and category.strip() else sample

@@ -157,14 +157,14 @@ def parse_answers(value: Any) -> tuple[str, ...]:
     as strings. Raises InvalidRecordError for any other value."""
     if value is None:
         raise InvalidRecordError(DropReason.EMPTY, "there is no answer")
-    entries = [value] if isinstance(number_as_text(value), str) else value
-    if not isinstance(entries, list):
+    entries = value if isinstance(value, list) else [value]
+    if not isinstance(value, list) and not isinstance(number_as_text(value), str):
         raise InvalidRecordError(DropReason.ANSWER_TYPE, f"expected a string or a list of strings, found {type(value).__name__}")
     return tuple(_parse_answer(entry.get("answer") if isinstance(entry, dict) else entry) for entry in entries)
 
 
 def _parse_answer(value: Any) -> str:
-    text = number_as_text(value)
+    text = value if isinstance(value, str) else number_as_text(value)
     if not isinstance(text, str):
         raise InvalidRecordError(DropReason.ANSWER_TYPE, f"an answer is {value!r}; expected a string or a whole number")
     return text.strip()
@@ -206,6 +206,7 @@ def vqa_sample(
     question: str,
     answers: tuple[str, ...],
     config: DataConfig,
+    split: Split | None = None,
 ) -> RawSample:
     """A sample of a question with answers of several annotators.
 
@@ -216,6 +217,7 @@ def vqa_sample(
         question: The question.
         answers: All answers; blank ones stay references but are never targets. Raises InvalidRecordError when all are.
         config: Decides between the most frequent answer and all answers as targets.
+        split: Split stated in the file, if any.
     """
     targets = tuple(filter(None, answers))
     if not targets:
@@ -223,7 +225,7 @@ def vqa_sample(
     if config.vqa_target == "majority":
         # most_common keeps insertion order, so a tie goes to the answer that was given first.
         targets = (Counter(targets).most_common(1)[0][0],)
-    return RawSample(location, key, tuple(images), "vqa", (image_question(question, len(images)),), targets, answers)
+    return RawSample(location, key, tuple(images), "vqa", (image_question(question, len(images)),), targets, answers, split)
 
 
 def conversation_sample(

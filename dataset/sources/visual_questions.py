@@ -6,7 +6,6 @@ One list: [{"id", "question", "answers": [strings], "image_file"}], with `image`
 "set_name"}]} with images named <image_id>.jpg.
 """
 
-import dataclasses
 import functools
 import os.path
 import re
@@ -44,8 +43,8 @@ def vqa_metadata(source: VqaMetadataSource, config: DataConfig) -> tuple[Records
             name = f"{name}.jpg"
         ids = (str(record[key]) for key in ("id", "question_id") if isinstance(record.get(key), int | str))
         image, question = image_path(source, name), parse_question(record.get("question"))
-        sample = vqa_sample(location, next(ids, location.key), [image], question, parse_answers(record.get("answers")), config)
-        return dataclasses.replace(sample, split=parse_split_name(record.get("set_name")))
+        answers, split = parse_answers(record.get("answers")), parse_split_name(record.get("set_name"))
+        return vqa_sample(location, next(ids, location.key), [image], question, answers, config, split)
 
     return enumerate_records(read_array(source.annotation_files[0], member="data")), parse
 
@@ -74,7 +73,7 @@ def vqav2(source: VqaV2Source, config: DataConfig) -> tuple[Records, Parser]:
                 DropReason.UNPAIRED, f"question {record_id} refers to image {image_id}, its annotation to image {annotation.image_id}"
             )
         question, answers = parse_question(record.get("question")), parse_answers(list(annotation.answers))
-        return dataclasses.replace(vqa_sample(location, str(record_id), [find_image(image_id)], question, answers, config), split=split)
+        return vqa_sample(location, str(record_id), [find_image(image_id)], question, answers, config, split)
 
     return enumerate_records(read_array(questions, member="questions"), "question"), parse
 
