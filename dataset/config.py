@@ -77,6 +77,13 @@ class DataConfig:
     pack_max_side: Annotated[int, Field(ge=16)] | None = None
     """With pack: images of which a side is longer, in pixels, are reduced to it and stored as JPEG; by default all stay as they are. Not
     below what the model reads, which is 384 for google/siglip-so400m-patch14-384."""
+    streaming: bool = False
+    """Read the sources while training, without a merge and without a copy: samples are checked and tokenised as they come, and the stages
+    need max_steps. tools/preprocess.py then only sets validation and test samples aside, for evaluation, and finds images that stand in
+    several splits."""
+    shuffle_buffer_size: Annotated[int, Field(ge=1)] = 1000
+    """With streaming: samples that each loading worker holds and takes its batches from, in random order; larger mixes better and needs
+    more memory."""
     workers: Annotated[int, Field(ge=1)] | None = None
     """Number of processes that check images during the merge; by default one per core that it may use (affinity, container limit)."""
 
@@ -91,6 +98,20 @@ class DataConfig:
         epochs = [source.epochs for source in self.sources]
         given = {"weight": self.weights, "temperature": self.mix_temperature, "epochs": epochs if any(epochs) else None}
         return {name: value for name, value in given.items() if value is not None} or None
+
+    @model_validator(mode="after")
+    def _check_streaming(self) -> Self:
+        """What needs all samples at once cannot be had while they are streamed."""
+        asked = {
+            "pack: true": self.pack,
+            "mix_temperature": self.mix_temperature is not None,
+            "balance: category": self.balance == "category",
+            "split.near_duplicates: together": self.split.near_duplicates == "together",
+            "epochs of a source": any(source.epochs is not None for source in self.sources),
+        }
+        if self.streaming and (found := [name for name, is_asked in asked.items() if is_asked]):
+            raise ValueError(f"streaming: true does not know all samples beforehand, so {found[0]} cannot be had; weights of sources can")
+        return self
 
     @model_validator(mode="after")
     def _check_mix(self) -> Self:

@@ -126,6 +126,28 @@ def _saved_tokens(sample: Sample, processor: SampleProcessor, sizes: Sequence[Im
     return alone - processor.follow_up_length(follow_up_text(sample))
 
 
+def encode_samples(
+    samples: Sequence[Sample], sizes: Sequence[ImageSize], processor: SampleProcessor, seed: int, epoch: int
+) -> EncodedSample | None:
+    """Samples joined to one conversation, with the targets of an epoch; None where truncation leaves nothing to supervise.
+
+    Raises EncodingError for images that the model cannot take. sizes: of the images of the first, where the processor reads them.
+    """
+    messages, target = to_messages(samples, seed, epoch)
+    return processor.encode(messages, target, len(samples[0].image_ids), sizes=sizes, task=samples[0].task)
+
+
+def blank_example(sample: Sample, encoded: EncodedSample, sizes: Sequence[ImageSize], processor: SampleProcessor) -> Example:
+    """A sample with blank images of these sizes and without supervised tokens, which adds nothing to any loss."""
+    images = processor.blank_images(len(sample.image_ids), sizes)
+    return Example(sample.sample_id, encoded.unsupervised(), processor.read(images))
+
+
+def augmented(images: Sequence[Image.Image], config: AugmentationConfig, key: str) -> list[Image.Image]:
+    """The images of a sample with random changes, which `key` decides."""
+    return [augment(image, config, f"{key}/{i}") for i, image in enumerate(images)]
+
+
 @dataclass(frozen=True)
 class CachedFeatures:
     """Vision features on disk. digests: the cache key of each image, by image_id."""
@@ -196,20 +218,16 @@ class TrainingData(Dataset[Example]):
     def _empty_example(self, index: int, epoch: int) -> Example:
         """The conversation with blank images and without supervised tokens, which adds nothing to any loss."""
         sample, encoded = self.encode(index, epoch)
-        count = len(sample.image_ids)
         if self.features is not None:
-            inputs = {"image_features": torch.zeros(count, *self.features.cache.shape, dtype=torch.bfloat16)}
-        else:
-            inputs = self.processor.read(self.processor.blank_images(count, image_sizes(self.store, sample, self.processor)))
-        return Example(sample.sample_id, encoded.unsupervised(), inputs)
+            inputs = {"image_features": torch.zeros(len(sample.image_ids), *self.features.cache.shape, dtype=torch.bfloat16)}
+            return Example(sample.sample_id, encoded.unsupervised(), inputs)
+        return blank_example(sample, encoded, image_sizes(self.store, sample, self.processor), self.processor)
 
     def encode(self, index: int, epoch: int) -> tuple[Sample, EncodedSample]:
         """The first sample of a conversation, and the whole conversation with the targets of an epoch."""
         samples = [self.store.sample(member.row) for member in shuffled_questions(self.lengths.conversations[index], self.seed, epoch)]
         sample = samples[0]
-        messages, target = to_messages(samples, self.seed, epoch)
-        sizes = image_sizes(self.store, sample, self.processor)
-        encoded = self.processor.encode(messages, target, len(sample.image_ids), sizes=sizes, task=sample.task)
+        encoded = encode_samples(samples, image_sizes(self.store, sample, self.processor), self.processor, self.seed, epoch)
         if encoded is None:
             raise EncodingError(f"sample {sample.sample_id}: nothing to supervise within {self.processor.max_length} tokens")
         return sample, encoded
@@ -226,7 +244,7 @@ class TrainingData(Dataset[Example]):
         images = [self._load_image(image_id, sample.sample_id) for image_id in sample.image_ids]
         self._check_sizes(sample, images)
         if self.augmentation is not None:
-            images = [augment(image, self.augmentation, f"{self.seed}/{epoch}/{sample.sample_id}/{i}") for i, image in enumerate(images)]
+            images = augmented(images, self.augmentation, f"{self.seed}/{epoch}/{sample.sample_id}")
         return Example(sample.sample_id, encoded, self.processor.read(images))
 
     def _check_sizes(self, sample: Sample, images: Sequence[Image.Image]) -> None:

@@ -33,7 +33,7 @@ def check_before_loading(config: Experiment, resume: str | None) -> None:
     """
     check_settings(config)
     samples = config.data_folder / SAMPLES_FILE
-    if not samples.is_file():
+    if not config.data.streaming and not samples.is_file():
         raise UsageError(f"{samples} does not exist; run {command('tools/preprocess.py')} first")
     checkpoint = _checkpoint(config.checkpoint_folder, resume)
     if checkpoint is not None:
@@ -62,9 +62,27 @@ def check_settings(config: Experiment) -> None:
             "train.cache_vision_features: features are cached for images without augmentation; "
             "set it to false, or data.augmentation to null"
         )
+    if config.data.streaming:
+        _check_streaming(train)
     for name in train.report_to:
         if importlib.util.find_spec(name) is None:
             raise UsageError(f"train.report_to: {name} is not installed; pip install {name} (or 'tessera-vlm[{name}]')")
+
+
+def _check_streaming(train: TrainConfig) -> None:
+    """Raise UsageError for settings that need the number of samples, or all of them."""
+    for i, stage in enumerate(train.stages):
+        if stage.max_steps is None:
+            raise UsageError(
+                f"train.stages.{i}.max_steps: must be given with data.streaming: true, which does not know how many samples there are"
+            )
+    if train.max_questions_per_conversation > 1:
+        raise UsageError(
+            f"train.max_questions_per_conversation: {train.max_questions_per_conversation} needs all questions about an image, which "
+            "data.streaming: true does not know; set it to 1"
+        )
+    if train.cache_vision_features:
+        raise UsageError("train.cache_vision_features: cannot be had with data.streaming: true; set it to false")
 
 
 def _check_stages(train: TrainConfig, model: ModelConfig) -> None:

@@ -7,13 +7,16 @@ gives the same result as an uninterrupted one.
 import signal
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from accelerate.utils.memory import clear_device_cache
 from torch import nn
+from torch.utils.data import DataLoader
 from transformers import set_seed
 
+from dataset.streaming.source_records import Share
 from errors import Interrupted
 from model.siglip_qwen import initial_weights
 from process_group import ProcessGroup
@@ -28,6 +31,7 @@ from training.checkpointing.resume import (
     data_settings,
     machine_settings,
     read_run_state,
+    streamed_data_settings,
 )
 from training.checkpointing.stage_model import describe_trained, load_stage_model
 from training.checkpointing.starting_point import StartingPoint, starting_point
@@ -50,6 +54,9 @@ from training.run_report import panel_generator, start_trackers, write_results
 from training.run_setup import RunSetup, Stage, setup_machine, setup_run, stage_length, training_loader, validation_loader
 from training.stage_callback import StopCallback
 from training.stage_trainer import StageParts, StageTrainer
+from training.streaming.batch_stream import BatchStream
+from training.streaming.stream_loader import StreamLoader
+from training.streaming.stream_progress import StreamProgress
 from training.unreadable_images import UnreadableImages, UnreadableLimit
 
 
@@ -106,12 +113,13 @@ class TrainingRun:
         with explain_out_of_memory("loading the model"):
             model = load_stage_model(self.setup, stage, self.checkpoint)
         self.setup.print_once(f"stage {stage.config.name}: {stage.steps:,} steps, {describe_trained(model)}")
-        trainer = self._trainer(stage, model)
+        resumed_from = self.checkpoint / TRAINER_FOLDER if self.checkpoint and resuming else None
+        trainer = self._trainer(stage, model, resumed_from)
         # Trainer seeds all ranks alike; dropout masks should differ between ranks.
         set_seed(self.config.train.seed + stage.index + 1000 * partial_state.process_index)
         with explain_out_of_memory("training"), self.signals.explaining_errors():
             self._configure_activation_checkpointing(trainer, model)
-            trainer.train(resume_from_checkpoint=str(self.checkpoint / TRAINER_FOLDER) if self.checkpoint and resuming else None)
+            trainer.train(resume_from_checkpoint=str(resumed_from) if resumed_from else None)
         last = self.config.checkpoint_folder / f"checkpoint-{trainer.step}"
         if number := self.stop.number:
             raise Interrupted(number, f"{signal.Signals(number).name} after step {trainer.step:,}: {last} is written")
@@ -127,7 +135,8 @@ class TrainingRun:
         known = {**config_settings(self.config), **machine_settings(num_processes, batching.packed, self.machine.precision)}
         if self.checkpoint and self.state:
             check_same_settings(self.checkpoint, self.state, known)
-        known |= data_settings(self.config.data_folder / SAMPLES_FILE)
+        data = self.config.data
+        known |= streamed_data_settings(data) if data.streaming else data_settings(self.config.data_folder / SAMPLES_FILE)
         if self.initial is not None:
             known[INITIAL_WEIGHTS_KEY] = f"{self.initial.folder}, SHA-256 {self.initial.digest}"
         if self.checkpoint and self.state:
@@ -163,17 +172,22 @@ class TrainingRun:
             steps_before = self.start.steps_before if is_first and self.start.resuming else None
             yield Stage(self.config.train.stages[index], index, first_step, self.lengths[index], steps_before)
 
-    def _trainer(self, stage: Stage, model: nn.Module) -> StageTrainer:
-        """The trainer of a stage, with this rank's batches, and on rank 0 with what reports its progress."""
+    def _trainer(self, stage: Stage, model: nn.Module, resumed_from: Path | None) -> StageTrainer:
+        """The trainer of a stage, with this rank's batches, and on rank 0 with what reports its progress.
+
+        resumed_from: trainer folder of the checkpoint that the stage goes on from.
+        """
         setup, config = self.setup, self.config
         step_flops, peak = setup.family.step_flops(model, setup.features is not None), peak_tflops_of(setup.device, setup.precision)
+        loader = training_loader(setup, stage.index, resumed_from)
         parts = StageParts(
             stage=stage,
-            loader=training_loader(setup, stage.index),
+            loader=loader,
             validation=validation_loader(setup),
             unreadable=self._unreadable_images(),
             history=self.history,
             meter=ThroughputMeter(step_flops, setup.device, peak),
+            stream=self._stream_progress(loader),
             checkpoints=CheckpointWriter(config.checkpoint_folder, config.train.save_total_limit, setup.partial_state),
             settings=self.settings,
             tracker_runs={tracker.name: tracker.run_id for tracker in self.trackers if tracker.run_id},
@@ -188,17 +202,31 @@ class TrainingRun:
         trainer.add_callback(self.stop)
         return trainer
 
+    def _stream_progress(self, loader: DataLoader) -> StreamProgress | None:
+        setup = self.setup
+        if setup.stream is None or not isinstance(loader, StreamLoader):
+            return None
+        return StreamProgress(loader, setup.stream.plan, self.config.checkpoint_folder, setup.print_once)
+
     def _unreadable_images(self) -> UnreadableImages:
         """The counter of unreadable images, with those that the history holds already."""
         setup = self.setup
-        limit = UnreadableLimit(self.config.train.max_unreadable_images, len(setup.used_images()))
+        images = len(setup.used_images())
+        if setup.stream is not None:  # as many as will be read, as far as that is known
+            images += round(setup.stream.samples_per_batch * setup.batching.step.batches * sum(self.lengths))
+        limit = UnreadableLimit(self.config.train.max_unreadable_images, images)
         group = ProcessGroup(setup.partial_state.process_index, setup.partial_state.num_processes)
         return UnreadableImages(self.history, limit, group, setup.print_once)
 
     def _configure_activation_checkpointing(self, trainer: StageTrainer, model: nn.Module) -> None:
         """Choose the layers that recompute their activations, before the first optimizer step."""
         setup = self.setup
-        trial = Trial(lambda: longest_batch(trainer.get_train_dataloader(), setup.batching.packed), trainer.run_trial_step)
+        trial = Trial(partial(self._longest_batch, trainer), trainer.run_trial_step)
         num_processes = setup.partial_state.num_processes
         chosen = configure_activation_checkpointing(model, self.config.train, trial, setup.device, num_processes, weights_are_sharded())
         setup.print_once(f"gradient checkpointing: {chosen}")
+
+    def _longest_batch(self, trainer: StageTrainer) -> dict[str, Any]:
+        if self.setup.stream is not None:
+            return BatchStream(self.setup.stream.settings, Share()).longest_batch()
+        return longest_batch(trainer.get_train_dataloader(), self.setup.batching.packed)

@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,13 +22,14 @@ from dataset.loading.sample_store import SampleStore
 from dataset.loading.samplers import DistributedBatchSampler
 from dataset.loading.source_mix import SourceMix, describe_shares
 from dataset.source_config import source_names
+from dataset.streaming.stream_plan import first_prompts
 from errors import UsageError
-from model.family import Family, family
+from model.family import Collate, Family, family
 from model.kernels.autocast import Precision
 from model.processors.sample_processor import SampleProcessor
 from model.siglip_qwen.config import siglip_qwen_settings
 from model.siglip_qwen.initial_weights import InitialWeights, check_compatible
-from process_group import main_process_only
+from process_group import ProcessGroup, main_process_only
 from training.compile_policy import check_step_settings
 from training.config import Experiment, StageConfig, TrainConfig
 from training.data_loading import Batching, CachedFeatures, SampleLengths, TrainingData, evenly_spaced, measure_lengths
@@ -35,9 +37,7 @@ from training.distributed.launch import check_shardable, check_world_size, unuse
 from training.interruption.stop_signals import ignore_stop_signals
 from training.optimization.precision import resolve_precision
 from training.preflight import check_settings
-
-PREFETCH_FACTOR = 4
-"""Batches that each DataLoader worker prepares in advance."""
+from training.streaming.stream_setup import PREFETCH_FACTOR, StreamSetup, open_stream
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,8 @@ class Machine:
 class RunSetup(Machine):
     """Everything that all stages share.
 
-    validation: None when the data has no validation split; initial_weights: None without train.init_from, and in a resumed run.
+    validation: None when the data has no validation split; stream: what is read while training (data.streaming); then `lengths` is empty
+    and `store` has only what was set aside; initial_weights: None without train.init_from, and in a resumed run.
     """
 
     config: Experiment
@@ -72,6 +73,7 @@ class RunSetup(Machine):
     store: SampleStore
     lengths: SampleLengths
     validation: TrainingData | None
+    stream: StreamSetup | None = None
     features: CachedFeatures | None = None
     initial_weights: InitialWeights | None = None
 
@@ -124,8 +126,9 @@ def setup_run(config: Experiment, machine: Machine | None = None, initial: Initi
     if machine is None:
         check_settings(config)
         machine = setup_machine(config)
-    store = SampleStore(config.data_folder)
-    processor = family(config.model.family).processor(config.model, recorded_prompts(store))
+    store, plan = (SampleStore(config.data_folder), None) if not config.data.streaming else open_stream(config, machine.print_once)
+    prompts = recorded_prompts(store) if plan is None else first_prompts(plan)
+    processor = family(config.model.family).processor(config.model, prompts)
     max_questions = config.train.max_questions_per_conversation
     if max_questions > 1 and not processor.joins_questions:
         raise UsageError(
@@ -136,10 +139,7 @@ def setup_run(config: Experiment, machine: Machine | None = None, initial: Initi
         trains_connector = any("connector" in stage.train for stage in config.train.stages)
         check_compatible(initial, siglip_qwen_settings(config.model, "train.init_from"), processor, trains_connector=trains_connector)
     with main_process_only(machine.partial_state.is_main_process):
-        lengths = measure_lengths(store, store.indices("train"), processor, "measuring training samples", max_questions)
-        if config.data.balance == "category":
-            lengths = _balanced(store, lengths)
-        lengths = dataclasses.replace(lengths, mix=_source_mix(config.data, store, lengths))
+        lengths = SampleLengths([], ()) if plan is not None else _measured(config, store, processor)
         validation_rows = store.indices("validation")
         validation_rows = validation_rows[evenly_spaced(len(validation_rows), config.train.eval_samples)]
         validation = measure_lengths(store, validation_rows, processor, "measuring validation samples")
@@ -150,6 +150,7 @@ def setup_run(config: Experiment, machine: Machine | None = None, initial: Initi
         store=store,
         lengths=lengths,
         validation=TrainingData(store, validation, processor, config.train.seed, replace_unreadable=False) if len(validation) else None,
+        stream=None if plan is None else StreamSetup.of(plan, config, machine.batching, processor, _collate(config, machine, processor)),
         initial_weights=initial,
     )
     _report_samples(run_setup, validation)
@@ -160,9 +161,19 @@ def setup_run(config: Experiment, machine: Machine | None = None, initial: Initi
     return run_setup
 
 
+def _measured(config: Experiment, store: SampleStore, processor: SampleProcessor) -> SampleLengths:
+    """The training samples with their lengths, balanced or mixed as the configuration says."""
+    max_questions = config.train.max_questions_per_conversation
+    lengths = measure_lengths(store, store.indices("train"), processor, "measuring training samples", max_questions)
+    if config.data.balance == "category":
+        lengths = _balanced(store, lengths)
+    return dataclasses.replace(lengths, mix=_source_mix(config.data, store, lengths))
+
+
 def _report_samples(run_setup: RunSetup, validation: SampleLengths) -> None:
     """Print the number of samples. Raises UsageError without training samples, or for early stopping without validation samples."""
-    for split_name, lengths in (("training", run_setup.lengths), ("validation", validation)):
+    measured = {"training": run_setup.lengths, "validation": validation} if run_setup.stream is None else {"validation": validation}
+    for split_name, lengths in measured.items():
         dropped = _list_dropped(run_setup, split_name, lengths.dropped)
         joined_note = f" in {len(lengths):,} conversations" if len(lengths) < lengths.samples else ""
         run_setup.print_once(f"{lengths.samples:,} {split_name} samples{joined_note}{dropped}")
@@ -171,9 +182,9 @@ def _report_samples(run_setup: RunSetup, validation: SampleLengths) -> None:
     if getattr(run_setup.processor, "reads_slowly", False):
         run_setup.print_once("model.vision: its image processor does more than a plain resize; it is called for every image, more slowly")
     folder, num_processes = run_setup.store.folder, run_setup.partial_state.num_processes
-    if not len(run_setup.lengths):
+    if run_setup.stream is None and not len(run_setup.lengths):
         raise UsageError(f"{folder}: contains no training samples")
-    if len(run_setup.lengths) < num_processes:
+    if run_setup.stream is None and len(run_setup.lengths) < num_processes:
         raise UsageError(f"{folder}: {len(run_setup.lengths)} training samples for {num_processes} processes; use fewer processes")
     if 0 < len(validation) < num_processes:
         run_setup.print_once(f"{len(validation)} validation samples for {num_processes} processes: some have none to validate on")
@@ -222,9 +233,15 @@ def _report_mix(run_setup: RunSetup) -> None:
         run_setup.print_once(f"mix: {int(mix.samples[indices].sum()):,} samples an epoch: {shares}")
 
 
-def training_loader(run_setup: RunSetup, index: int) -> DataLoader:
-    """This rank's training batches of a stage, all epochs; each stage has its own seed for sample order and targets."""
+def training_loader(run_setup: RunSetup, index: int, resumed_from: Path | None = None) -> DataLoader:
+    """This rank's training batches of a stage, all epochs; each stage has its own seed for sample order and targets.
+
+    resumed_from: trainer folder of a checkpoint of this stage. Only a stream begins there; of other data, the trainer skips batches.
+    """
     config = run_setup.config
+    if run_setup.stream is not None:
+        group = ProcessGroup(run_setup.partial_state.process_index, run_setup.partial_state.num_processes)
+        return run_setup.stream.loader(index, group, num_loader_workers(config.train), resumed_from, run_setup.device.type == "cuda")
     seed = config.train.seed + index
     data = TrainingData(run_setup.store, run_setup.lengths, run_setup.processor, seed, config.data.augmentation, run_setup.features)
     return _loader(run_setup, data, training_sampler(run_setup, index))
@@ -234,6 +251,11 @@ def training_sampler(run_setup: RunSetup, index: int) -> DistributedBatchSampler
     """The batch sampler of `training_loader`."""
     train, rank = run_setup.config.train, run_setup.partial_state.process_index
     return run_setup.batching.sampler(run_setup.lengths, train.seed + index, train.stages[index].epochs, rank)
+
+
+def _collate(config: Experiment, machine: Machine, processor: SampleProcessor) -> Collate:
+    """Makes the batches of the model's family."""
+    return family(config.model.family).collator(processor, machine.batching.collator(processor))
 
 
 def validation_loader(run_setup: RunSetup) -> DataLoader | None:
@@ -250,7 +272,7 @@ def _loader(run_setup: RunSetup, data: TrainingData, sampler: DistributedBatchSa
     return DataLoader(
         data,
         batch_sampler=sampler,
-        collate_fn=run_setup.family.collator(run_setup.processor, run_setup.batching.collator(run_setup.processor)),
+        collate_fn=_collate(run_setup.config, run_setup, run_setup.processor),
         num_workers=num_workers,
         worker_init_fn=ignore_stop_signals,
         prefetch_factor=PREFETCH_FACTOR if num_workers else None,
@@ -269,5 +291,7 @@ def num_loader_workers(train: TrainConfig) -> int:
 def stage_length(run_setup: RunSetup, index: int) -> int:
     """Optimizer steps of a stage."""
     stage = run_setup.config.train.stages[index]
+    if run_setup.stream is not None:
+        return stage.max_steps or 0  # checked before: it is given
     steps = training_sampler(run_setup, index).steps
     return min(steps, stage.max_steps or steps)

@@ -35,6 +35,7 @@ from training.optimization.lr_scheduler import move_to_schedule, num_warmup_step
 from training.optimization.optimizers import build_optimizer, optimizer_param_groups
 from training.run_setup import RunSetup, Stage
 from training.stage_callback import StageCallback, StopCallback
+from training.streaming.stream_progress import StreamProgress
 from training.unreadable_images import UnreadableImages
 
 
@@ -52,6 +53,8 @@ class StageParts:
     history: History
     """Metrics of the run so far; the stage adds its own."""
     meter: ThroughputMeter
+    stream: StreamProgress | None
+    """What is counted while the data are streamed; None for merged data."""
     checkpoints: CheckpointWriter
     settings: dict[str, Any]
     """Settings that go into every checkpoint (see training.checkpointing.resume)."""
@@ -180,7 +183,7 @@ class StageTrainer(LossScalingTrainer, NamedStateTrainer):
             raise TesseraError(
                 f"step {self.step}: the loss is {logs['loss']}, the gradient norm {logs['grad_norm']}; lower train.learning_rate"
             )
-        self._parts.unreadable.collect(self.step, self._stage.config.name)
+        self._collect()
         rates = asdict(self._parts.meter.read(lambda counts: self.accelerator.gather(counts[None].to(self.args.device)).cpu()))
         self._log_row(
             loss=logs["loss"],
@@ -190,6 +193,12 @@ class StageTrainer(LossScalingTrainer, NamedStateTrainer):
             **self._stage_callback.learning_rates,
             **{key: value for key, value in rates.items() if value is not None},
         )
+
+    def _collect(self) -> None:
+        """Name unreadable images and dropped records of all ranks. A collective operation."""
+        self._parts.unreadable.collect(self.step, self._stage.config.name)
+        if self._parts.stream is not None:
+            self._parts.stream.collect()
 
     def _log_row(self, **measured: Any) -> None:
         row = {"step": self.step, "stage": self._stage.config.name, **measured}
@@ -235,7 +244,7 @@ class StageTrainer(LossScalingTrainer, NamedStateTrainer):
         finished, another_follows = self._finished, self._stage.index + 1 < len(self._train.stages)
         if finished:
             self.check_trained()
-        self._parts.unreadable.collect(self.step, self._stage.config.name)
+        self._collect()
         done = (self._stage.index, self._stage.first_step, self.step, finished)
         state = RunState(*done, self._parts.settings, self._parts.history.rows, self._parts.tracker_runs)
         evaluations = self._parts.history.validation(self._stage.config.name)
@@ -261,6 +270,8 @@ class StageTrainer(LossScalingTrainer, NamedStateTrainer):
         self._save_optimizer_and_scheduler(str(folder))
         self._save_scaler(str(folder))
         self._save_rng_state(str(folder))
+        if self._parts.stream is not None:
+            self._parts.stream.save(folder)
         if self.args.should_save:
             self.state.save_to_json(str(folder / TRAINER_STATE_FILE))
 
@@ -317,6 +328,7 @@ def training_arguments(run: RunSetup, stage: Stage, validate: bool) -> TrainingA
         save_steps=train.save_steps,
         ddp_find_unused_parameters=False,
         remove_unused_columns=False,
+        ignore_data_skip=run.stream is not None,  # a stream goes on from a state of its own
         label_names=["labels"],
         report_to=[],
         disable_tqdm=True,

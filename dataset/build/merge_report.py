@@ -109,6 +109,7 @@ class MergeReport:
         image_files: How many of the checked image files are equal to another one.
         near_duplicates: Images that look like images of another split.
         reused: Nothing had changed since the last merge, so this is its report.
+        images_compared: Whether images were compared with each other; they are not while records are streamed.
     """
 
     sources: list[SourceReport]
@@ -119,6 +120,7 @@ class MergeReport:
     image_files: EqualFiles = field(default_factory=EqualFiles)
     near_duplicates: list[NearDuplicates] = field(default_factory=list)
     reused: bool = field(default=False, compare=False)
+    images_compared: bool = field(default=True, compare=False)
 
     def count_duplicates(self, checks: Sequence[ImageCheck], merged: MergeResult) -> None:
         """Fill in `image_files` and `near_duplicates`: of two splits with images that look alike, those of the one of higher priority
@@ -138,7 +140,7 @@ class MergeReport:
 
     def to_json(self) -> dict[str, object]:
         """The content of report.json."""
-        return {key: value for key, value in dataclasses.asdict(self).items() if key != "reused"}
+        return {key: value for key, value in dataclasses.asdict(self).items() if key not in ("reused", "images_compared")}
 
     @classmethod
     def load(cls, path: Path) -> "MergeReport":
@@ -193,6 +195,14 @@ class MergeReport:
                 yield f"{source.name}: {source.moved:,} left the source's own split, so that no image is in two splits"
 
     def _totals(self) -> Iterator[str]:
+        yield from self._images()
+        yield "by split: " + ", ".join(f"{name} {count:,}" for name, count in self.by_split.items())
+        yield "by language: " + ", ".join(f"{name} {count:,}" for name, count in self.by_language.items())
+
+    def _images(self) -> Iterator[str]:
+        if not self.images_compared:
+            yield f"{self.samples:,} samples"
+            return
         files = self.image_files
         yield (
             f"{files.checked:,} image files checked, {files.same_bytes + files.same_pixels:,} of them equal to another one "
@@ -205,8 +215,6 @@ class MergeReport:
         if not self.near_duplicates:
             yield "no two images of different splits look alike"
         yield f"{self.images:,} images, {self.samples:,} samples"
-        yield "by split: " + ", ".join(f"{name} {count:,}" for name, count in self.by_split.items())
-        yield "by language: " + ", ".join(f"{name} {count:,}" for name, count in self.by_language.items())
 
 
 class DroppedRecords:

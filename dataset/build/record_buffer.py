@@ -1,7 +1,6 @@
 """The records of a merge: their texts in a temporary Arrow file, a few numbers of each in a table."""
 
 import contextlib
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
@@ -9,7 +8,7 @@ from typing import Self
 import pyarrow as pa
 
 from atomic_io import naming_full_disk
-from dataset.build.splits import SPLITS
+from dataset.build.splits import SPLITS, text_digest
 from dataset.sample import SAMPLES_SCHEMA, detect_language
 from dataset.source_config import Split
 from dataset.sources.record import RawSample
@@ -89,7 +88,7 @@ class RecordBuffer:
             "location_kind": sample.location.kind,
             "location_number": sample.location.number,
             "location_file": sample.location.file,
-            "text_digest": None if files else hashlib.sha256("\0".join((*contents, *sample.targets)).encode()).hexdigest(),
+            "text_digest": None if files else text_digest(contents, sample.targets),
             "sample_id": self._unique_id(f"{source_name}/{sample.key}"),
             "task": sample.task,
             "language": detect_language(*contents, *(() if sample.task == "vqa" else sample.targets)),

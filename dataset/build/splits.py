@@ -4,6 +4,7 @@ Shapes: n samples.
 """
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -30,13 +31,19 @@ def assign_splits(groups: np.ndarray, keys: list[str], source_splits: np.ndarray
     group_splits = np.full(len(keys), -1, dtype=np.int8)
     np.maximum.at(group_splits, groups, source_splits.astype(np.int8))
     for group in np.flatnonzero(group_splits < 0):
-        group_splits[group] = _split_by_hash(keys[group], split_fractions, seed)
+        group_splits[group] = SPLITS.index(split_by_hash(keys[group], split_fractions, seed))
     return np.asarray(group_splits[groups])
 
 
-def _split_by_hash(key: str, split_fractions: SplitConfig, seed: int) -> int:
+def text_digest(contents: Sequence[str], targets: Sequence[str]) -> str:
+    """SHA-256 of the texts of a sample without images: the contents of its turns and its targets."""
+    return hashlib.sha256("\0".join((*contents, *targets)).encode()).hexdigest()
+
+
+def split_by_hash(key: str, split_fractions: SplitConfig, seed: int) -> Split:
+    """The split of a group that has none of its own, by the digest of its content."""
     digest = hashlib.blake2b(f"{seed}\0{key}".encode(), digest_size=8).digest()
     fraction = int.from_bytes(digest, "big") / 2**64
     if fraction < split_fractions.test:
-        return SPLITS.index("test")
-    return SPLITS.index("validation" if fraction < split_fractions.test + split_fractions.validation else "train")
+        return "test"
+    return "validation" if fraction < split_fractions.test + split_fractions.validation else "train"

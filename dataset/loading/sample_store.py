@@ -44,12 +44,15 @@ class SampleStore:
     The tables stay in chunks of one row group: a single column would end at 2 GiB of text.
     """
 
-    def __init__(self, folder: Path):
-        """Raises UsageError when `folder` holds no merged data, or tables of two different merges."""
+    def __init__(self, folder: Path, is_empty: bool = False):
+        """Raises UsageError when `folder` holds no merged data, or tables of two different merges. is_empty: read nothing, have no rows."""
         self.folder = folder
-        self._images = _table(folder / "images.parquet", IMAGES_SCHEMA)
-        self._samples = _table(folder / "samples.parquet", SAMPLES_SCHEMA)
-        _check_same_merge(folder)
+        if is_empty:
+            self._images, self._samples = IMAGES_SCHEMA.empty_table(), SAMPLES_SCHEMA.empty_table()
+        else:
+            self._images = _table(folder / "images.parquet", IMAGES_SCHEMA)
+            self._samples = _table(folder / "samples.parquet", SAMPLES_SCHEMA)
+            _check_same_merge(folder)
         self._image_rows, self._sample_rows = _Rows(self._images), _Rows(self._samples)
         ids = self._images["image_id"].to_numpy()
         self._row_by_image_id = dict(zip(ids.tolist(), range(len(ids)), strict=True))

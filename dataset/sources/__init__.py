@@ -9,7 +9,7 @@ from typing import Any
 from dataset.config import DataConfig
 from dataset.record_validation import InvalidRecordError, check_conversation, check_encoding
 from dataset.source_config import Source
-from dataset.sources.record import ParsedRecord, Parser, RawSample, RecordLocation, RejectedRecord, number_as_text, require_object
+from dataset.sources.record import ParsedRecord, Parser, RawSample, RecordLocation, Records, RejectedRecord, number_as_text, require_object
 
 READERS = {
     "ai_challenger": "image_captions",
@@ -27,24 +27,37 @@ READERS = {
 """`format` of a source -> module that has a function of this name. Imported when they are needed: some bring large libraries."""
 
 
-def read(source: Source, config: DataConfig) -> Iterator[ParsedRecord]:
+def read(source: Source, config: DataConfig, name_files: bool | None = None) -> Iterator[ParsedRecord]:
     """The records of a source in file order: samples that are valid apart from their images, and rejected records.
 
-    Raises TesseraError when a file cannot be read or does not have the structure of its format.
+    Args:
+        source: The source.
+        config: The data configuration.
+        name_files: Whether locations name the file; by default where there are several.
+
+    Raises:
+        TesseraError: A file cannot be read or does not have the structure of its format.
     """
-    reader = getattr(importlib.import_module(f"dataset.sources.{READERS[source.format]}"), source.format)
     parts = source.parts()
-    per_part = ((part, *reader(part, config)) for part in parts)
+    name_files = len(parts) > 1 if name_files is None else name_files
+    per_part = ((part, *open_part(part, config)) for part in parts)
     # Opened one after the other.
     items = ((location, record, parse, part) for part, records, parse in per_part for location, record in records)
     for location, record, parse, part in itertools.islice(items, source.limit):
-        if len(parts) > 1:
+        if name_files:
             location = dataclasses.replace(location, file=str(part.annotation_files[0]))
         try:
             item: ParsedRecord = _valid_sample(location, record, parse)
         except InvalidRecordError as error:
             item = RejectedRecord(location, error.reason, error.detail)
         yield item
+
+
+def open_part(part: Source, config: DataConfig) -> tuple[Records, Parser]:
+    """The raw records of a source that has one file, or pair of files, and the function that makes a sample of one."""
+    reader = getattr(importlib.import_module(f"dataset.sources.{READERS[part.format]}"), part.format)
+    opened: tuple[Records, Parser] = reader(part, config)
+    return opened
 
 
 def _valid_sample(location: RecordLocation, record: Any, parse: Parser) -> RawSample:

@@ -84,6 +84,10 @@ class RawFiles:
     def samples(self) -> list[Sample]:
         return list(SampleStore(self.merged).samples())
 
+    def sha256_by_name(self) -> dict[str, str]:
+        """SHA-256 of each image of the merged data, by file name."""
+        return {row.path.name: row.sha256 for row in SampleStore(self.merged).images()}
+
     def parquet(self) -> tuple[bytes, bytes]:
         """The merged tables, byte for byte."""
         return (self.merged / "images.parquet").read_bytes(), (self.merged / "samples.parquet").read_bytes()

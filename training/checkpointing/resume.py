@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from atomic_io import write_json
+from dataset.config import DataConfig
 from errors import UsageError
 from model.checkpoint_manifest import TRAINER_FOLDER as TRAINER_FOLDER
 from model.config import DEFAULT_FAMILY
@@ -147,6 +148,15 @@ def data_settings(samples: Path) -> dict[str, Any]:
     """The identity of the samples: the SHA-256 of samples.parquet. Reads the whole file."""
     with samples.open("rb") as file:
         return {DATA_KEY: hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def streamed_data_settings(data: DataConfig) -> dict[str, Any]:
+    """The identity of streamed samples: what decides which ones are read, in which order, and the sizes of the files with the records."""
+    kept = ("sources", "split", "seed", "max_pixels", "vqa_target", "shuffle_buffer_size")
+    settings = {key: value for key, value in TypeAdapter(DataConfig).dump_python(data, mode="json").items() if key in kept}
+    files = [(str(path), path.stat().st_size if path.is_file() else 0) for source in data.sources for path in source.annotation_files]
+    described = json.dumps([settings, files], sort_keys=True).encode("utf-8", "surrogateescape")
+    return {DATA_KEY: hashlib.sha256(described).hexdigest()}
 
 
 def _flat(mapping: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -4,11 +4,12 @@ The FLOPs are those of `model.step_flops.StepFlops`. Validation, checkpoints and
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 
-from dataset.loading.encoded_sample import IGNORE_INDEX
+from dataset.loading.encoded_sample import IGNORE_INDEX, EncodedSample
 from training.data_loading import TrainingData, evenly_spaced
 from training.monitoring.throughput import peak_tflops_of
 from training.run_setup import RunSetup, training_sampler
@@ -32,13 +33,13 @@ def print_run_cost(run_setup: RunSetup, remaining: dict[int, int]) -> None:
 
 def run_flops(run_setup: RunSetup, remaining: dict[int, int]) -> float:
     """FLOPs of the remaining steps, over all ranks. remaining: optimizer steps, by index of the stage."""
-    tokens, supervised, images = _counts_per_epoch(run_setup)
+    tokens, supervised, images = _counts_per_step(run_setup) if run_setup.stream is not None else _counts_per_epoch(run_setup)
     total = 0.0
     for index, steps in remaining.items():
         cost = run_setup.family.step_flops(_model_without_weights(run_setup, index), run_setup.config.train.cache_vision_features)
         stage = run_setup.config.train.stages[index]
-        planned = training_sampler(run_setup, index).steps
-        total += cost.flops(tokens, supervised, images) * stage.epochs * steps / planned
+        epochs = steps if run_setup.stream is not None else stage.epochs * steps / training_sampler(run_setup, index).steps
+        total += cost.flops(tokens, supervised, images) * epochs
     return total
 
 
@@ -58,13 +59,24 @@ def _counts_per_epoch(run_setup: RunSetup) -> tuple[float, float, float]:
     data = TrainingData(run_setup.store, lengths, run_setup.processor, seed)
     indices = lengths.epoch_indices(seed, 0)
     encoded = [data.encode(int(indices[i]), 0)[1] for i in evenly_spaced(len(indices), MEASURED_SAMPLES)]
-    scale = len(indices) / len(encoded)
+    _, supervised, images = _mean_counts(run_setup, encoded)
+    return float(lengths.sampled_lengths(seed, 0)[indices].sum()), supervised * len(indices), images * len(indices)
+
+
+def _counts_per_step(run_setup: RunSetup) -> tuple[float, float, float]:
+    """Tokens, supervised tokens and images of an optimizer step over streamed data, as the first samples tell."""
+    assert run_setup.stream is not None
+    samples = run_setup.stream.samples_per_batch * run_setup.batching.step.batches
+    tokens, supervised, images = _mean_counts(run_setup, run_setup.stream.first)
+    return tokens * samples, supervised * samples, images * samples
+
+
+def _mean_counts(run_setup: RunSetup, encoded: Sequence[EncodedSample]) -> tuple[float, float, float]:
+    """Mean tokens, supervised tokens and images of some samples."""
     supervised = sum(label != IGNORE_INDEX for sample in encoded for label in sample.labels)
-    return (
-        float(lengths.sampled_lengths(seed, 0)[indices].sum()),
-        supervised * scale,
-        sum(map(run_setup.processor.pixel_rows, encoded)) * scale,
-    )
+    counts = sum(map(len, encoded)), supervised, sum(map(run_setup.processor.pixel_rows, encoded))
+    tokens, supervised_mean, images = (count / len(encoded) for count in counts)
+    return tokens, supervised_mean, images
 
 
 def _time(run_setup: RunSetup, flops: float) -> str:

@@ -27,7 +27,7 @@ def test_one_process_trains_on_one_of_several_gpus(monkeypatch: pytest.MonkeyPat
     stage = Stage(StageConfig(name="tune", train=("connector",)), 0, 0, 2)
     config = SimpleNamespace(train=TrainConfig(), checkpoint_folder=tmp_path)
     batching = SimpleNamespace(step=StepShape(1, 1))
-    run: Any = SimpleNamespace(config=config, batching=batching, precision="fp32", device=torch.device("cuda"))
+    run: Any = SimpleNamespace(config=config, stream=None, batching=batching, precision="fp32", device=torch.device("cuda"))
     arguments = training_arguments(run, stage, validate=False)
     # With more than one the Trainer would use nn.DataParallel.
     assert arguments.n_gpu == 1
