@@ -18,13 +18,16 @@ def main(arguments: argparse.Namespace) -> None:
     from dataset.build.json_export import export_json
     from dataset.build.merge import merge
     from dataset.build.merge_report import DROPPED_FILE
+    from dataset.streaming.held_out import set_aside
 
-    report = merge(config.data, config.data_folder)
+    report = (set_aside if config.data.streaming else merge)(config.data, config.data_folder)
     print(report.table())
     if dropped := sum(sum(source.dropped.values()) for source in report.sources):
         print(f"all {dropped:,} dropped records: {config.data_folder / DROPPED_FILE}")
     if report.reused:
         print(f"{config.data_folder} is up to date: no setting and no file has changed since the last merge")
+    elif config.data.streaming:
+        print(f"written to {config.data_folder}: validation and test samples, for training that streams the others")
     else:
         print(f"written to {config.data_folder}: images.parquet, samples.parquet, report.json, dropped.jsonl")
     if arguments.json:

@@ -47,7 +47,7 @@ def matches_fingerprint(file: Path, config: DataConfig) -> bool:
 
 def _settings_digest(config: DataConfig) -> bytes:
     """Digest of the settings, of the source files of `dataset/`, and of the versions of Pillow and PyArrow."""
-    settings = TypeAdapter(DataConfig).dump_python(config, mode="json", exclude={"workers", "augmentation"})
+    settings = TypeAdapter(DataConfig).dump_python(config, mode="json", exclude={"workers", "augmentation", "shuffle_buffer_size"})
     # A pattern may match more files than before.
     files = [str(path) for source in config.sources for path in source.annotation_files]
     digest = hashlib.sha256(

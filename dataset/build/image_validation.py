@@ -211,6 +211,17 @@ def _check(path: str, max_pixels: int) -> ImageCheck:
     return ImageCheck(*state, sha256, *measured.size, "", "", *appearance(measured.preview), measured.is_exact)
 
 
+def hash_image(path: str, max_pixels: int) -> ImageCheck:
+    """The SHA-256 of an image file that is not decoded; the reason where it cannot be read."""
+    state = current_file_state(path, is_file=True)
+    if state[1] < 0:
+        return _missing(path)
+    try:
+        return ImageCheck(*state, hashlib.sha256(read_image_file(Path(path), max_pixels)).hexdigest())
+    except ImageError as error:
+        return ImageCheck(*state, reason=str(error.reason), detail=str(error))
+
+
 def _killed(path: str) -> ImageCheck:
     detail = f"{path}: the process that decoded it was ended by the system, as happens when memory runs out"
     return ImageCheck(*current_file_state(path, is_file=True), reason=str(DropReason.TOO_LARGE), detail=detail)

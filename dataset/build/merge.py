@@ -5,7 +5,7 @@ Writes images.parquet, samples.parquet, report.json and dropped.jsonl. A merge t
 
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -57,16 +57,15 @@ def merge(config: DataConfig, folder: Path) -> MergeReport:
     cache = folder / "cache"
     if matches_fingerprint(cache / "inputs.parquet", config):
         return replace(MergeReport.load(folder / "report.json"), reused=True)
-    inputs = [current_file_state(path) for path in _input_paths(config)]
+    inputs = [current_file_state(path) for path in input_paths(config)]
     report = MergeReport([SourceReport(name, source.format) for name, source in zip(names, config.sources, strict=True)])
-    with _work_folder(folder) as work:
+    with work_folder(folder) as work:
         with DroppedRecords(report, work / DROPPED_FILE, [source.annotation_files[0] for source in config.sources]) as dropped:
-            buffer, images = _read_sources(config, dropped, work / "samples.arrow", folder / PACKED_FOLDER)
+            with ImageShards(folder / PACKED_FOLDER) as shards:
+                buffer, images = read_sources(config, dropped, work / "samples.arrow", shards.add)
             checks, look_alike = check_images(images, cache / "image_checks.parquet", config)
-            kept = _drop_unusable(buffer.records(), checks, dropped)
-        if not len(kept):
-            (work / DROPPED_FILE).replace(folder / FAILED_DROPPED_FILE)
-            raise TesseraError(f"{report.empty_message()}; all are listed in {folder / FAILED_DROPPED_FILE}")
+            kept = drop_unusable(buffer.records(), checks, dropped)
+        check_not_empty(kept, report, work, folder)
         merged = join(kept, checks, look_alike, config)
         report.count_duplicates(checks, merged)
         if config.pack:
@@ -85,7 +84,7 @@ def merge(config: DataConfig, folder: Path) -> MergeReport:
 
 
 @contextmanager
-def _work_folder(folder: Path) -> Iterator[Path]:
+def work_folder(folder: Path) -> Iterator[Path]:
     """A temporary folder for incomplete files, on the file system of the result so that they can be renamed into place.
 
     Raises UsageError when another process merges into the folder.
@@ -106,10 +105,19 @@ def _work_folder(folder: Path) -> Iterator[Path]:
             shutil.rmtree(work, ignore_errors=True)
 
 
-def _read_sources(config: DataConfig, dropped: DroppedRecords, file: Path, packed: Path) -> tuple[RecordBuffer, list[str]]:
-    """Read all sources. Returns the records that are valid apart from their images, and the distinct image files that they name."""
+def read_sources(
+    config: DataConfig, dropped: DroppedRecords, file: Path, keep_image: Callable[[bytes], str]
+) -> tuple[RecordBuffer, list[str]]:
+    """Read all sources. Returns the records that are valid apart from their images, and the distinct image files that they name.
+
+    Args:
+        config: The sources.
+        dropped: Lists those that are not valid.
+        file: For the texts of the records.
+        keep_image: Returns the path of an image that came inside an annotation file.
+    """
     image_indices: dict[str, int] = {}
-    with RecordBuffer(file) as buffer, ImageShards(packed) as shards:
+    with RecordBuffer(file) as buffer:
         for i, (source, counts) in enumerate(zip(config.sources, dropped.report.sources, strict=True)):
             with Progress(f"reading {counts.name}", None, "records") as progress:
                 for item in sources.read(source, config):
@@ -118,14 +126,22 @@ def _read_sources(config: DataConfig, dropped: DroppedRecords, file: Path, packe
                     if isinstance(item, RejectedRecord):
                         dropped.drop(i, item.location, item.reason, item.detail)
                         continue
-                    files = [shards.add(image) if isinstance(image, bytes) else str(image) for image in item.images]
+                    files = [keep_image(image) if isinstance(image, bytes) else str(image) for image in item.images]
                     split = source.fixed_split or item.split
                     buffer.add(item, i, counts.name, split, [image_indices.setdefault(name, len(image_indices)) for name in files])
     return buffer, list(image_indices)
 
 
-def _drop_unusable(records: pa.Table, image_checks: list[ImageCheck], dropped: DroppedRecords) -> pa.Table:
-    """The records with usable images only, and their `row`. The others are dropped for the reason of their first unusable image."""
+def check_not_empty(kept: pa.Table, report: MergeReport, work: Path, folder: Path) -> None:
+    """Raise TesseraError when no record is left, and keep the list of the dropped ones."""
+    if not len(kept):
+        (work / DROPPED_FILE).replace(folder / FAILED_DROPPED_FILE)
+        raise TesseraError(f"{report.empty_message()}; all are listed in {folder / FAILED_DROPPED_FILE}")
+
+
+def drop_unusable(records: pa.Table, image_checks: list[ImageCheck], dropped: DroppedRecords) -> pa.Table:
+    """The records with usable images only, with their `row` in the buffer. The others are dropped for the reason of their first unusable
+    image."""
     unusable = np.array([bool(check.reason) for check in image_checks], dtype=bool)
     files = records["files"].combine_chunks()
     bad_rows = np.unique(pc.list_parent_indices(files).to_numpy()[unusable[files.flatten().to_numpy()]])
@@ -136,14 +152,14 @@ def _drop_unusable(records: pa.Table, image_checks: list[ImageCheck], dropped: D
         dropped.drop(record["source"], location, DropReason(failed[0].reason), "; ".join(details))
     keep = np.ones(len(records), dtype=bool)
     keep[bad_rows] = False
-    kept = records.append_column("row", pa.array(np.arange(len(records)))).filter(pa.array(keep))
-    report_of_source = dropped.report.sources
-    for source, count in zip(report_of_source, np.bincount(kept["source"].to_numpy(), minlength=len(report_of_source)), strict=True):
-        source.kept = int(count)
-    return kept
+    if "row" not in records.column_names:
+        records = records.append_column("row", pa.array(np.arange(len(records))))
+    for source in dropped.report.sources:
+        source.kept = source.read - sum(source.dropped.values())
+    return records.filter(pa.array(keep))
 
 
-def _input_paths(config: DataConfig) -> list[str]:
+def input_paths(config: DataConfig) -> list[str]:
     """Annotation files, all files of a folder that is read as a whole, and image folders; these because missing images may be added."""
     annotations = [path for source in config.sources for path in source.annotation_files]
     files = [file for path in annotations for file in ([path, *sorted(path.rglob("*"))] if path.is_dir() else [path])]

@@ -73,7 +73,7 @@ def test_an_image_that_vanishes_while_its_sample_waits_is_named(streamed: Callab
     def prepare_and_remove() -> object:
         setup = prepare()
         # The samples were checked; what checks them again does not see that the file is gone.
-        monkeypatch.setattr("dataset.streaming.checked_sample.read_image_file", lambda path, _limit: Path("raw/0.png").read_bytes())
+        monkeypatch.setattr("dataset.streaming.checked_sample.read_image_file", lambda _path, _limit: Path("raw/0.png").read_bytes())
         Path("raw/5.png").unlink()
         return setup
 
