@@ -80,9 +80,9 @@ def write_synthetic_sources(folder: Path, num_images: int, records: int, size: t
 
 def measure_merges(config: DataConfig, folder: Path) -> dict[str, MergeMeasurement]:
     """Merge into the empty `folder`, again without a change, and again after the time stamp of one annotation file has changed."""
-    measured = {name: run_in_subprocess(_merge_measured, config, folder) for name in ("first", "unchanged")}
+    measured = {name: run_in_subprocess(measure_merge, config, folder) for name in ("first", "unchanged")}
     os.utime(config.sources[0].annotation_files[0])
-    return {**measured, "one annotation file touched": run_in_subprocess(_merge_measured, config, folder)}
+    return {**measured, "one annotation file touched": run_in_subprocess(measure_merge, config, folder)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +121,8 @@ def run_in_subprocess(function: Callable[P, T], *arguments: P.args, **settings: 
         return pool.submit(function, *arguments, **settings).result()
 
 
-def _merge_measured(config: DataConfig, folder: Path) -> MergeMeasurement:
+def measure_merge(config: DataConfig, folder: Path) -> MergeMeasurement:
+    """One merge, in this process."""
     begin = time.perf_counter()
     report = merge(config, folder)
     seconds = time.perf_counter() - begin

@@ -1,6 +1,7 @@
 """Measure the speed or the memory of one part of the program, on generated data."""
 
 import argparse
+import contextlib
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -28,6 +29,14 @@ def arguments() -> cli.Parser:
     preprocess.add_number("--images", 4000, "image files")
     preprocess.add_number("--records", 20_000, "records about them")
     _add_pixels(preprocess)
+    what = "the same data as files, in Parquet shards and packed: merging, random reads, and streaming without a merge"
+    sources = parser.add_part("sources", what, run_sources)
+    sources.add_number("--images", 4000, "image files")
+    sources.add_number("--records", 20_000, "records about them")
+    sources.add_number("--streamed", 10_000, "samples that are streamed")
+    sources.add_number("--rounds", 3, "merges and random reads of each kind, in turns")
+    sources.add_argument("--folder", type=Path, metavar="DIR", help="empty folder for the data (default: a temporary one)")
+    _add_pixels(sources)
     what = "images per second and core that are read for the model, by the data loader and by the image processor alone"
     images = parser.add_part("images", what, run_image_reading)
     _add_pixels(images)
@@ -114,6 +123,17 @@ def run_preprocess(parsed: argparse.Namespace) -> None:
     for name, run in runs.items():
         faster = "" if run is runs["first"] else f", {runs['first'].seconds / run.seconds:.1f} times as fast as the first"
         print(f"{name}: {run.seconds:.2f} s, {run.records / run.seconds:,.0f} records/s, at most {run.peak_bytes / 2**20:,.0f} MiB{faster}")
+
+
+def run_sources(parsed: argparse.Namespace) -> None:
+    """Write the same data in several forms, and print what reading them takes."""
+    from benchmarks.data_sources import compare_sources
+
+    size = _pixels(parsed.size)
+    with contextlib.nullcontext(parsed.folder) if parsed.folder else tempfile.TemporaryDirectory() as folder:
+        print(f"{parsed.records:,} records on {parsed.images:,} images of {parsed.size}")
+        for line in compare_sources(Path(folder), parsed.images, parsed.records, size, parsed.streamed, parsed.rounds):
+            print(line, flush=True)
 
 
 def run_image_reading(parsed: argparse.Namespace) -> None:

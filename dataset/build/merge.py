@@ -3,9 +3,12 @@
 Writes images.parquet, samples.parquet, report.json and dropped.jsonl. A merge that fails leaves the files of the previous merge unchanged.
 """
 
+import hashlib
 import shutil
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +30,7 @@ from dataset.build.record_buffer import RecordBuffer
 from dataset.config import DataConfig
 from dataset.record_validation import DropReason
 from dataset.source_config import source_names
-from dataset.sources.record import RecordLocation, RejectedRecord
+from dataset.sources.record import ParsedRecord, RecordLocation, RejectedRecord
 from errors import TesseraError
 from file_lock import folder_lock
 from progress import Progress
@@ -41,6 +44,9 @@ PACKED_FOLDER = "packed"
 """Folder of the shards with images that came inside a file."""
 
 LOCK_FILE = ".merging.lock"
+
+_RECORDS_AHEAD = 16
+"""Records that are read before the images of an earlier one have been hashed."""
 
 
 def merge(config: DataConfig, folder: Path) -> MergeReport:
@@ -106,7 +112,7 @@ def work_folder(folder: Path) -> Iterator[Path]:
 
 
 def read_sources(
-    config: DataConfig, dropped: DroppedRecords, file: Path, keep_image: Callable[[bytes], str]
+    config: DataConfig, dropped: DroppedRecords, file: Path, keep_image: Callable[[bytes, str], str]
 ) -> tuple[RecordBuffer, list[str]]:
     """Read all sources. Returns the records that are valid apart from their images, and the distinct image files that they name.
 
@@ -114,22 +120,44 @@ def read_sources(
         config: The sources.
         dropped: Lists those that are not valid.
         file: For the texts of the records.
-        keep_image: Returns the path of an image that came inside an annotation file.
+        keep_image: Returns the path of an image that came inside an annotation file, from its bytes and their SHA-256.
     """
     image_indices: dict[str, int] = {}
     with RecordBuffer(file) as buffer:
         for i, (source, counts) in enumerate(zip(config.sources, dropped.report.sources, strict=True)):
             with Progress(f"reading {counts.name}", None, "records") as progress:
-                for item in sources.read(source, config):
+                for item, digests in _with_digests(sources.read(source, config)):
                     progress.update()
                     counts.read += 1
                     if isinstance(item, RejectedRecord):
                         dropped.drop(i, item.location, item.reason, item.detail)
                         continue
-                    files = [keep_image(image) if isinstance(image, bytes) else str(image) for image in item.images]
+                    files = [keep_image(image, next(digests)) if isinstance(image, bytes) else str(image) for image in item.images]
                     split = source.fixed_split or item.split
                     buffer.add(item, i, counts.name, split, [image_indices.setdefault(name, len(image_indices)) for name in files])
     return buffer, list(image_indices)
+
+
+def _with_digests(items: Iterator[ParsedRecord]) -> Iterator[tuple[ParsedRecord, Iterator[str]]]:
+    """Each record with the SHA-256 of the images that came with it, which another thread computes while the next records are read."""
+    waiting: deque[tuple[ParsedRecord, list[Future[str]]]] = deque()
+
+    def first() -> tuple[ParsedRecord, Iterator[str]]:
+        item, digests = waiting.popleft()
+        return item, (digest.result() for digest in digests)
+
+    with ThreadPoolExecutor(1) as pool:
+        for item in items:
+            images = [] if isinstance(item, RejectedRecord) else [image for image in item.images if isinstance(image, bytes)]
+            waiting.append((item, [pool.submit(_sha256, image) for image in images]))
+            if len(waiting) > _RECORDS_AHEAD:
+                yield first()
+        while waiting:
+            yield first()
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def check_not_empty(kept: pa.Table, report: MergeReport, work: Path, folder: Path) -> None:

@@ -27,7 +27,9 @@ IMAGE_IDS = ("image_id", "imageId")
 
 def hub(source: HubSource, config: DataConfig) -> tuple[Records, Parser]:
     """One sample per row, split after split."""
-    splits = _load(source, source.subset, source.split)
+    splits = _load(source, source.subset, source.split, stream=config.streaming)
+    if Path(source.path).is_dir():
+        splits = {name: _in_row_groups(rows) for name, rows in splits.items()}
     records: Records = (record for name, rows in splits.items() for record in _rows(rows, name if len(splits) > 1 else ""))
     if source.image_subset is not None:
         records = _with_images(records, _images_by_id(source, source.image_subset))
@@ -43,7 +45,7 @@ def hub(source: HubSource, config: DataConfig) -> tuple[Records, Parser]:
     return records, parse
 
 
-def _load(source: HubSource, subset: str | None, split: str | None, by_index: bool = False) -> dict[str, Any]:
+def _load(source: HubSource, subset: str | None, split: str | None, by_index: bool = False, stream: bool = False) -> dict[str, Any]:
     """The splits of a data set by name.
 
     Args:
@@ -51,6 +53,7 @@ def _load(source: HubSource, subset: str | None, split: str | None, by_index: bo
         subset: Subset, if it has several.
         split: Split or part of one; all by default.
         by_index: Rows must be found by their index. A folder is then copied to the cache of `datasets`.
+        stream: What has a name is read from the Hub as it comes, not downloaded first.
 
     Raises:
         TesseraError: There is no such data set, subset or split, it cannot be reached, or is a script.
@@ -64,7 +67,7 @@ def _load(source: HubSource, subset: str | None, split: str | None, by_index: bo
 
     datasets.disable_progress_bars()
     # Parts of a split are known only where its length is.
-    streaming = is_folder and not by_index and not any(character in (split or "") for character in "[+")
+    streaming = (is_folder or (stream and not is_offline)) and not by_index and not any(character in (split or "") for character in "[+")
     try:
         if Path(source.path, "state.json").is_file():
             loaded = datasets.load_from_disk(source.path)
@@ -124,6 +127,17 @@ def _rows(rows: Any, split: str) -> Records:
             message = f"file {index + 1} of {files} cannot be read from here on: {' '.join(str(error).split()):.300}"
             yield RecordLocation("row", number, split), InvalidRecordError(DropReason.MISSING_FIELD, message)
             number += 1
+
+
+def _in_row_groups(rows: Any) -> Any:
+    """The rows of a folder in parts that are read one after the other: of Parquet files their row groups. Of a whole file, `datasets` would
+    hold all in memory."""
+    if not hasattr(rows, "reshard"):
+        return rows
+    try:
+        return rows.reshard()
+    except Exception:  # noqa: BLE001 - a file that cannot be opened is found again, and counted, when it is its turn
+        return rows
 
 
 def _in_split(records: Records, split: str) -> Records:

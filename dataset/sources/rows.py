@@ -80,7 +80,8 @@ def open_text(path: Path, newline: str | None) -> TextIO:
 
 def _parquet_rows(path: Path, columns: Iterable[str] | None) -> Records:
     try:
-        with pq.ParquetFile(path) as file:
+        # Mapped: read otherwise, the pages of all row groups would be copied into memory.
+        with pq.ParquetFile(path, memory_map=True) as file:
             names = None if columns is None else [name for name in columns if name in file.schema_arrow.names]
             yield from arrow_rows(file.iter_batches(batch_size=ROWS_PER_BATCH, columns=names))
     except (pa.ArrowException, OSError) as error:

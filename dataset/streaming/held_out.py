@@ -69,7 +69,7 @@ def set_aside(config: DataConfig, folder: Path) -> MergeReport:
     report.images_compared = False
     with work_folder(folder) as work:
         with DroppedRecords(report, work / DROPPED_FILE, [source.annotation_files[0] for source in config.sources]) as dropped:
-            buffer, images = read_sources(config, dropped, work / "samples.arrow", _digest_as_path)
+            buffer, images = read_sources(config, dropped, work / "samples.arrow", lambda _image, digest: _INSIDE + digest)
             hashed = _hash_images(images, config)
             kept = drop_unusable(buffer.records(), hashed, dropped)
             everything = join(kept, hashed, np.zeros((0, 2), np.int64), config)
@@ -92,10 +92,6 @@ def set_aside(config: DataConfig, folder: Path) -> MergeReport:
     states += [current_file_state(str(folder / name)) for name in OUTPUT_FILES]
     write_fingerprint(folder / "cache" / "inputs.parquet", config, states)
     return report
-
-
-def _digest_as_path(image: bytes) -> str:
-    return _INSIDE + hashlib.sha256(image).hexdigest()
 
 
 def _hash_images(paths: list[str], config: DataConfig) -> list[ImageCheck]:
@@ -134,7 +130,7 @@ def _with_checked_images(
                 for item in sources.read(source, config):
                     progress.update()
                     for image in () if isinstance(item, RejectedRecord) else item.images:
-                        if isinstance(image, bytes) and (path := _digest_as_path(image)) in wanted:
+                        if isinstance(image, bytes) and (path := _INSIDE + hashlib.sha256(image).hexdigest()) in wanted:
                             packed[path] = shards.add(image)
         paths = {i: packed.get(path, path) for i, path in paths.items()}
     checked, _ = check_images(list(paths.values()), folder / "cache" / "image_checks.parquet", config)

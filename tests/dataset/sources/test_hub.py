@@ -261,3 +261,36 @@ def test_what_was_fetched_before_is_used_without_a_network(tmp_path: Path, monke
     assert [sample.targets for sample in read(Path("someone/birds"))] == [("a",)]
     with pytest.raises(TesseraError, match="the cache does not have what is asked for"):
         read(Path("someone/birds"), subset="other")
+
+
+@pytest.mark.parametrize(("stream", "split", "expected"), [(False, None, False), (True, None, True), (True, "train[:3]", False)])
+def test_a_name_is_streamed_from_the_hub_with_data_streaming(
+    stream: bool, split: str | None, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+
+    def load(*_arguments: Any, **settings: Any) -> Any:
+        asked.append(settings["streaming"])
+        return datasets.Dataset.from_list([{"question": "What?", "answer": "yes", "image": "0.png"}])
+
+    monkeypatch.setattr("dataset.sources.hub.work_offline_if_unreachable", lambda: False)
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    source = HubSource(format="hub", path="someone/something", split=split)
+    assert len(list(sources.read(source, DataConfig(streaming=stream)))) == 1
+    assert asked == [expected]
+
+
+def test_a_parquet_file_is_read_one_row_group_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = pa.table({"question": [f"What is {i}?" for i in range(20)], "answer": ["yes"] * 20, "image": ["0.png"] * 20})
+    pq.write_table(rows, tmp_path / "train.parquet", row_group_size=5)
+    parts: list[int] = []
+    shard = datasets.IterableDataset.shard
+
+    def counted(self: Any, num_shards: int, index: int) -> Any:
+        parts.append(num_shards)
+        return shard(self, num_shards, index)
+
+    monkeypatch.setattr(datasets.IterableDataset, "shard", counted)
+    items = list(sources.read(HubSource(format="hub", path=str(tmp_path)), DataConfig()))
+    assert [item.location.number for item in items] == list(range(20))
+    assert parts == [4] * 4
