@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import time
 import unicodedata
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
@@ -17,11 +18,12 @@ import pyarrow.parquet as pq
 
 from atomic_io import atomic_write
 from cpu_cores import available_cores
-from dataset.build.fingerprint import current_file_state
+from dataset.build.fingerprint import FileState, file_states
 from dataset.build.perceptual_hash import THUMBNAIL_BYTES, appearance, near_duplicates
 from dataset.config import DataConfig
-from dataset.loading.image_io import ImageError, measure_image, open_image, read_image_file
+from dataset.loading.image_io import RETRY_SECONDS, ImageError, measure_image, open_image, read_image_file
 from dataset.record_validation import DropReason
+from dataset.remote_files import StorageError, is_url, parse_path
 from dataset.worker_pool import map_in_workers
 from errors import TesseraError
 from progress import track
@@ -35,6 +37,7 @@ _MAX_ROUNDING = {0: 0.25, 1: 2.0, 2: 0.0}
 """Largest mean difference of the thumbnails, 0..255, of files with the same pixels, by how many of the two are exact. JPEG is rounded
 otherwise than PNG (measured: up to 0.7), and two JPEGs otherwise where one is stored rotated."""
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -101,9 +104,9 @@ class ImageCheckCache:
             # Without a thumbnail: of an earlier version, which did not look for equal pixels.
             self._entries = {row[0]: ImageCheck(*row) for row in rows if row[_SCHEMA.get_field_index("thumbnail")] is not None}
 
-    def get(self, path: str) -> ImageCheck | None:
-        """The result for a file in its present state, also for a missing one; None when it must be checked."""
-        _, size, mtime = current_file_state(path, is_file=True)
+    def get(self, state: FileState) -> ImageCheck | None:
+        """The result for a file in a state, also for a missing one; None when it must be checked."""
+        path, size, mtime = state
         if size < 0:
             return _missing(path)
         cached = self._entries.get(_absolute(path))
@@ -122,7 +125,7 @@ class ImageCheckCache:
 
 
 def _absolute(path: str) -> str:
-    return os.path.abspath(path)  # noqa: PTH100 - Path.resolve would follow links and is slow
+    return path if is_url(path) else os.path.abspath(path)  # noqa: PTH100 - Path.resolve would follow links and is slow
 
 
 def check_images(paths: Sequence[str], cache_file: Path, config: DataConfig) -> tuple[list[ImageCheck], np.ndarray]:
@@ -131,10 +134,11 @@ def check_images(paths: Sequence[str], cache_file: Path, config: DataConfig) -> 
     Returns the result for each path, and the pairs of files that look alike, by index, int64 [p, 2].
     """
     cache, workers = ImageCheckCache(cache_file, config.max_pixels), config.workers or available_cores()
-    found = [cache.get(path) for path in paths]
+    states = file_states(paths, is_file=True)
+    found = [cache.get(state) for state in states]
     uncached = [i for i, check in enumerate(found) if check is None]
     if uncached:
-        results = in_processes(partial(_check, max_pixels=config.max_pixels), [paths[i] for i in uncached], workers, _killed)
+        results = in_processes(partial(_check, max_pixels=config.max_pixels), [states[i] for i in uncached], workers, _killed)
         try:
             # Closed explicitly: after an interruption the workers end before the results so far are saved.
             with closing(results):
@@ -186,24 +190,42 @@ def _may_have_equal_pixels(first: ImageCheck, second: ImageCheck) -> bool:
 def _pixel_digest(path: str, max_pixels: int) -> str:
     """Digest of the size and the upright RGB pixels of an image; empty where it can no longer be read."""
     try:
-        image = open_image(Path(path), max_pixels)
+        image = open_image(_read(path, max_pixels), max_pixels)
     except ImageError:
         return ""
     return hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
 
 
-def in_processes(function: Callable[[str], T], paths: Sequence[str], workers: int, killed: Callable[[str], T]) -> Generator[T, None, None]:
-    """`function` of each path, in order; `killed(path)` for one whose decoding ended its process."""
-    if workers == 1 or len(paths) < MIN_IMAGES_FOR_POOL:
-        yield from map(function, paths)
+def in_processes(function: Callable[[S], T], items: Sequence[S], workers: int, killed: Callable[[S], T]) -> Generator[T, None, None]:
+    """`function` of each image file, in order; `killed(item)` for one whose decoding ended its process."""
+    if workers == 1 or len(items) < MIN_IMAGES_FOR_POOL:
+        yield from map(function, items)
     else:
-        yield from map_in_workers(function, paths, workers, _CHUNK, killed)
+        yield from map_in_workers(function, items, workers, _CHUNK, killed)
 
 
-def _check(path: str, max_pixels: int) -> ImageCheck:
-    state, sha256 = current_file_state(path, is_file=True), ""
+def _read(path: str, max_pixels: int) -> bytes:
+    """The bytes of an image file.
+
+    Raises ImageError when this one cannot be read, and StorageError when object storage cannot be used, after a second try: its images
+    are not missing, and the merge ends.
+    """
+    for wait in (RETRY_SECONDS[1], None):
+        try:
+            return read_image_file(parse_path(path), max_pixels)
+        except ImageError as error:
+            if not isinstance(error.__cause__, StorageError):
+                raise
+            if wait is None:
+                raise error.__cause__ from error
+            time.sleep(wait)
+    raise AssertionError(path)
+
+
+def _check(state: FileState, max_pixels: int) -> ImageCheck:
+    path, sha256 = state[0], ""
     try:
-        data = read_image_file(Path(path), max_pixels)
+        data = _read(path, max_pixels)
         sha256 = hashlib.sha256(data).hexdigest()
         measured = measure_image(data, path, max_pixels)
     except ImageError as error:
@@ -211,9 +233,10 @@ def _check(path: str, max_pixels: int) -> ImageCheck:
     return ImageCheck(*state, sha256, *measured.size, "", "", *appearance(measured.preview), measured.is_exact)
 
 
-def _killed(path: str) -> ImageCheck:
+def _killed(state: FileState) -> ImageCheck:
+    path = state[0]
     detail = f"{path}: the process that decoded it was ended by the system, as happens when memory runs out"
-    return ImageCheck(*current_file_state(path, is_file=True), reason=str(DropReason.TOO_LARGE), detail=detail)
+    return ImageCheck(*state, reason=str(DropReason.TOO_LARGE), detail=detail)
 
 
 def _missing(path: str) -> ImageCheck:
