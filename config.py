@@ -11,7 +11,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from answering.config import DecodingConfig, RerankConfig
 from config_schema import nearest_key, section
 from dataset.config import DataConfig
-from dataset.remote_files import StorageError
+from dataset.object_storage import StorageError
 from dataset.source_config import HubSource
 from dataset.source_files import missing_file
 from errors import UsageError

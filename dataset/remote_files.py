@@ -4,33 +4,23 @@ A local path is a `pathlib.Path` and is used without fsspec, which is imported w
 which has those methods of a path that the sources need; `Path` itself would make one slash of the two in s3://. Not universal_pathlib:
 whatever it offers goes through the same fsspec calls, and what is needed beyond them, states of many files by one listing and errors in one
 sentence, it does not have.
-
-File systems are asked of fsspec for each operation and kept nowhere else: it makes new ones in a process that was forked.
 """
 
 import errno
-import functools
 import hashlib
 import io
 import os
 import posixpath
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from errors import TesseraError
+from dataset.object_storage import StorageError, name_in, protocol_of, storage_of
 
 _URL = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+)://(?=.)", re.DOTALL)
-
-PACKAGES = {"s3": ("s3fs", "s3"), "s3a": ("s3fs", "s3"), "gs": ("gcsfs", "gs"), "gcs": ("gcsfs", "gs")}
-"""Protocol -> package that fsspec needs for it, and the extra of this project that installs it."""
-
-ANSWER_SECONDS = 6.0
-"""Time in which a service must answer the first request of a process for a bucket."""
 
 LISTED_FROM = 8
 """Number of files of one folder from which on it is listed, instead of asking for each of them: a request gives 1,000 entries."""
@@ -38,25 +28,14 @@ LISTED_FROM = 8
 BLOCK_BYTES = 8 << 20
 """Bytes that are fetched at once from a file that is read in order."""
 
-S3_OPTIONS = {"connect_timeout": 5, "read_timeout": 8, "retries": {"mode": "standard", "total_max_attempts": 2}}
-"""Settings of botocore: its own wait for minutes. FSSPEC_S3_CONFIG_KWARGS in the environment replaces them."""
-
-_CONTAINER_PARTS = {**dict.fromkeys(PACKAGES, 1), "hf": 3}
-"""Protocol -> number of parts of a URL that name the bucket or repository."""
-
 _VERSION_KEYS = ("ETag", "etag", "blob_id", "md5Hash", "generation", "LastModified", "last_modified", "updated", "mtime", "created")
 _PARALLEL_REQUESTS = 16
 _MAX_NAME_BYTES = 1024
-_BAD_CREDENTIALS = re.compile("ExpiredToken|InvalidAccessKeyId|InvalidToken|SignatureDoesNotMatch|RequestTimeTooSkewed")
 
 RemoteState = tuple[int, int]
 """Size in bytes and a digest of the version (its ETag, else the time of modification), 63 bits; both are -1 when there is no such file."""
 
 _MISSING: RemoteState = (-1, -1)
-
-
-class StorageError(TesseraError):
-    """Object storage cannot be used: it does not answer, refuses the credentials, or its package is not installed."""
 
 
 def is_url(value: object) -> bool:
@@ -105,7 +84,7 @@ class RemotePath:
     @property
     def protocol(self) -> str:
         """The part before ://, in lower case."""
-        return self.url.partition("://")[0].lower()
+        return protocol_of(self.url)
 
     @property
     def name(self) -> str:
@@ -144,45 +123,45 @@ class RemotePath:
     def problem(self, is_folder: bool = False) -> str | None:
         """Why there is no file or folder of this name; None if there is one. A folder that may not be listed is taken to be there."""
         try:
-            with _errors(self) as storage:
-                storage.info(_name(storage, self.url))
+            with storage_of(self.url) as storage:
+                storage.info(name_in(storage, self.url))
         except OSError as error:
             return None if is_folder and isinstance(error, PermissionError) else error.strerror
         return None
 
     def open(self) -> io.BufferedReader:
         """The file for reading bytes."""
-        with _errors(self) as storage:
-            return io.BufferedReader(_Reader(self, storage.open(_name(storage, self.url), "rb", block_size=BLOCK_BYTES)), 1 << 20)
+        with storage_of(self.url) as storage:
+            return io.BufferedReader(_Reader(self, storage.open(name_in(storage, self.url), "rb", block_size=BLOCK_BYTES)), 1 << 20)
 
     def read(self, max_bytes: int) -> bytes:
         """The first `max_bytes` of the file, in one request."""
-        with _errors(self) as storage:
+        with storage_of(self.url) as storage:
             try:
-                return bytes(storage.cat_file(_name(storage, self.url), start=0, end=max_bytes))
+                return bytes(storage.cat_file(name_in(storage, self.url), start=0, end=max_bytes))
             except OSError as error:
                 # No range of an empty object can be satisfied (HTTP 416).
-                if error.errno == errno.EINVAL and storage.info(_name(storage, self.url))["size"] == 0:
+                if error.errno == errno.EINVAL and storage.info(name_in(storage, self.url))["size"] == 0:
                     return b""
                 raise
 
     def size(self) -> int:
         """The number of bytes of the file."""
-        with _errors(self) as storage:
-            return int(storage.info(_name(storage, self.url))["size"])
+        with storage_of(self.url) as storage:
+            return int(storage.info(name_in(storage, self.url))["size"])
 
     def glob(self) -> "list[RemotePath]":
         """The files and folders that match, if this is a pattern, by name."""
-        with _errors(self, is_listing=True) as storage:
-            return sorted((_with_protocol(self.protocol, name) for name in storage.glob(_name(storage, self.url))), key=str)
+        with storage_of(self.url, is_listing=True) as storage:
+            return sorted((_with_protocol(self.protocol, name) for name in storage.glob(name_in(storage, self.url))), key=str)
 
     def entries(self) -> dict[str, RemoteState | None] | None:
         """Name of each file in the folder -> its state; None for a folder. Empty if there is no such folder, None if the account may not
         list it."""
         try:
-            with _errors(self) as storage:
-                name = _name(storage, self.url)
-                listed = {_name(storage, entry["name"]): entry for entry in storage.ls(name, detail=True)}
+            with storage_of(self.url) as storage:
+                name = name_in(storage, self.url)
+                listed = {name_in(storage, entry["name"]): entry for entry in storage.ls(name, detail=True)}
         except FileNotFoundError:
             return {}
         except PermissionError:
@@ -199,9 +178,9 @@ def files_below(root: FilePath) -> list[PurePosixPath]:
     """The files of a folder and its subfolders, relative to it, by name."""
     if isinstance(root, Path):
         return sorted(PurePosixPath(path.relative_to(root).as_posix()) for path in root.rglob("*") if path.is_file())
-    with _errors(root, is_listing=True) as storage:
-        name = _name(storage, root.url)
-        found = [_name(storage, path) for path in storage.find(name)]
+    with storage_of(root.url, is_listing=True) as storage:
+        name = name_in(storage, root.url)
+        found = [name_in(storage, path) for path in storage.find(name)]
     return sorted(PurePosixPath(path.removeprefix(f"{name}/")) for path in found if path.startswith(f"{name}/"))
 
 
@@ -238,8 +217,8 @@ def _file_state(path: RemotePath) -> RemoteState:
     if "\0" in path.url or len(path.url.encode("utf-8", "surrogatepass")) > _MAX_NAME_BYTES:
         return _MISSING  # services answer such names with errors of other kinds
     try:
-        with _errors(path) as storage:
-            entry = storage.info(_name(storage, path.url))
+        with storage_of(path.url) as storage:
+            entry = storage.info(name_in(storage, path.url))
     except OSError:
         return _MISSING
     return _state(entry) if entry["type"] == "file" else _MISSING
@@ -257,11 +236,6 @@ def _digest(text: str) -> int:
 
 def _with_protocol(protocol: str, name: str) -> RemotePath:
     return RemotePath(name if is_url(name) else f"{protocol}://{name.lstrip('/')}")
-
-
-def _name(storage: Any, path: str) -> str:
-    """The name that a file system gives to a path."""
-    return str(storage._strip_protocol(path)).rstrip("/")
 
 
 class _Reader(io.RawIOBase):
@@ -290,7 +264,7 @@ class _Reader(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         view = memoryview(buffer).cast("B")
         try:
-            with _errors(self._path):
+            with storage_of(self._path.url):
                 data = self._file.read(len(view))
         except OSError as error:
             raise StorageError(f"{self._path}: can no longer be read ({error.strerror or error})") from error
@@ -301,97 +275,3 @@ class _Reader(io.RawIOBase):
         if not self.closed:
             self._file.close()
         super().close()
-
-
-@contextmanager
-def _errors(path: RemotePath, is_listing: bool = False) -> Iterator[Any]:
-    """Context with the file system of a path, in which errors of its client become OSError as of a local file, or StorageError.
-
-    Args:
-        path: What is read.
-        is_listing: Nothing can be done without this right, so its absence is a StorageError too.
-    """
-    try:
-        storage = _file_system(path.protocol)
-        parts = _CONTAINER_PARTS.get(path.protocol)
-        if parts is not None:
-            find_container(path.protocol, "/".join(_name(storage, path.url).split("/")[:parts]), os.getpid())
-        yield storage
-    except (StorageError, MemoryError):
-        raise
-    except FileNotFoundError as error:
-        raise FileNotFoundError(errno.ENOENT, error.strerror or os.strerror(errno.ENOENT), path.url) from error
-    except PermissionError as error:
-        if _BAD_CREDENTIALS.search(f"{error} {error.__cause__}"):
-            raise StorageError(f"{path}: the service refuses the credentials ({_reason(error)}); {_CREDENTIALS}") from error
-        reason = f"{_reason(error)}: the account of the credentials in the environment may not {'list' if is_listing else 'read'} it"
-        if is_listing:
-            raise StorageError(f"{path}: {reason}") from error
-        raise PermissionError(errno.EACCES, reason, path.url) from error
-    except (IsADirectoryError, NotADirectoryError):
-        raise
-    except Exception as error:  # the clients' exceptions have no common class
-        raise StorageError(f"{path}: {_failure(path.protocol, error)}") from error
-
-
-_CREDENTIALS = "give them in the environment, as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or in the files of the service's tools"
-
-
-def _failure(protocol: str, error: Exception) -> str:
-    """What is wrong with a storage, in words."""
-    if isinstance(error, ImportError) and protocol in PACKAGES:
-        package, extra = PACKAGES[protocol]
-        return f'{protocol}:// needs the package {package}, which is not installed: pip install {package}, or "tessera-vlm[{extra}]"'
-    if "credentials" in type(error).__name__.lower():
-        return f"no credentials for {protocol}:// were found ({_reason(error)}); {_CREDENTIALS}"
-    return f"{protocol}:// cannot be read ({_reason(error)})"
-
-
-def _reason(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
-
-
-def _file_system(protocol: str) -> Any:
-    """The file system of a protocol in this process."""
-    # Imported here: local files do without them.
-    import fsspec
-    from fsspec.config import conf
-
-    if protocol == "hf":
-        from hub_access import work_offline_if_unreachable
-
-        if work_offline_if_unreachable():
-            raise ConnectionError("the Hugging Face Hub cannot be reached, and hf:// paths are not read from a cache")
-    options: dict[str, Any] = {"use_listings_cache": False}
-    if protocol in ("s3", "s3a") and "config_kwargs" not in conf.get("s3", {}):
-        options["config_kwargs"] = S3_OPTIONS
-    storage = fsspec.filesystem(protocol, **options)
-    if protocol in ("s3", "s3a"):
-        storage.retries = 1  # of s3fs, around those of botocore
-    if protocol == "hf":
-        storage.invalidate_cache()
-    return storage
-
-
-@functools.cache
-def find_container(protocol: str, container: str, _process: int) -> None:
-    """Ask for a bucket or repository, once in a process: a service that does not answer is found out here, in a few seconds.
-
-    Raises FileNotFoundError when there is none of this name, and TimeoutError when there is no answer.
-    """
-    from fsspec.asyn import sync
-    from fsspec.exceptions import FSTimeoutError
-
-    storage = _file_system(protocol)
-    try:
-        if storage.async_impl:
-            sync(storage.loop, storage._info, container, timeout=ANSWER_SECONDS)
-        else:
-            storage.info(container)
-    except PermissionError:
-        return  # its files may be readable all the same
-    except FSTimeoutError as error:
-        raise TimeoutError(f"the service does not answer within {ANSWER_SECONDS:g} s") from error
-    except FileNotFoundError as error:
-        kind = "repository" if protocol == "hf" else "bucket"
-        raise FileNotFoundError(errno.ENOENT, f"there is no {kind} {protocol}://{container}") from error

@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 
 import pytest
 
-from dataset.remote_files import RemotePath, find_container
+from dataset.object_storage import find_container
+from dataset.remote_files import RemotePath
 from dataset.source_config import SourceBase
 
 S = TypeVar("S", bound=SourceBase)

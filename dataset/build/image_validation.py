@@ -22,8 +22,9 @@ from dataset.build.fingerprint import FileState, file_states
 from dataset.build.perceptual_hash import THUMBNAIL_BYTES, appearance, near_duplicates
 from dataset.config import DataConfig
 from dataset.loading.image_io import RETRY_SECONDS, ImageError, measure_image, open_image, read_image_file
+from dataset.object_storage import StorageError
 from dataset.record_validation import DropReason
-from dataset.remote_files import StorageError, is_url, parse_path
+from dataset.remote_files import is_url, parse_path, remote_states
 from dataset.worker_pool import map_in_workers
 from errors import TesseraError
 from progress import track
@@ -36,6 +37,8 @@ _CHUNK = 32
 _MAX_ROUNDING = {0: 0.25, 1: 2.0, 2: 0.0}
 """Largest mean difference of the thumbnails, 0..255, of files with the same pixels, by how many of the two are exact. JPEG is rounded
 otherwise than PNG (measured: up to 0.7), and two JPEGs otherwise where one is stored rotated."""
+
+_OTHER_FORM = "; there is one with this name in the other Unicode form, {}"
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -135,7 +138,7 @@ def check_images(paths: Sequence[str], cache_file: Path, config: DataConfig) -> 
     """
     cache, workers = ImageCheckCache(cache_file, config.max_pixels), config.workers or available_cores()
     states = file_states(paths, is_file=True)
-    found = [cache.get(state) for state in states]
+    found = _with_spelling_hints([cache.get(state) for state in states])
     uncached = [i for i, check in enumerate(found) if check is None]
     if uncached:
         results = in_processes(partial(_check, max_pixels=config.max_pixels), [states[i] for i in uncached], workers, _killed)
@@ -229,6 +232,8 @@ def _check(state: FileState, max_pixels: int) -> ImageCheck:
         sha256 = hashlib.sha256(data).hexdigest()
         measured = measure_image(data, path, max_pixels)
     except ImageError as error:
+        if is_url(path) and error.reason == DropReason.MISSING_FILE:
+            state = (path, -1, -1)  # rights change without a new version: asked again next time
         return ImageCheck(*state, sha256, *error.size, reason=str(error.reason), detail=str(error))
     return ImageCheck(*state, sha256, *measured.size, "", "", *appearance(measured.preview), measured.is_exact)
 
@@ -246,12 +251,25 @@ def _missing(path: str) -> ImageCheck:
 def _other_spelling(path: str) -> str:
     """What to do when there is a file with the same name in other bytes; empty when there is none, or the name is ASCII."""
     folder, name = os.path.split(path)
-    if path.isascii():
+    if path.isascii() or is_url(path):
         return ""
     for in_gbk in (os.path.join(os.fsencode(folder), name.encode("gb18030")), path.encode("gb18030")):  # noqa: PTH118 - bytes
         if os.path.exists(in_gbk):  # noqa: PTH110 - bytes
             return "; there is one whose name is in GBK, as archives from Windows unpack: rename it with convmv -f gbk -t utf-8 --notest"
     for form in ("NFC", "NFD"):
         if os.path.exists(unicodedata.normalize(form, path)):  # noqa: PTH110 - never raises, whatever the name
-            return f"; there is one with this name in the other Unicode form, {form}"
+            return _OTHER_FORM.format(form)
     return ""
+
+
+def _with_spelling_hints(checks: list[ImageCheck | None]) -> list[ImageCheck | None]:
+    """The checks, in which missing files of object storage name the other Unicode form, NFC or NFD, if there is a file of this name."""
+    missing = {
+        i: check.path for i, check in enumerate(checks) if check and check.size < 0 and is_url(check.path) and not check.path.isascii()
+    }
+    spellings = {(i, form): unicodedata.normalize(form, path) for i, path in missing.items() for form in ("NFC", "NFD")}
+    states = remote_states(spellings.values())
+    for (i, form), path in spellings.items():
+        if states[path][0] >= 0 and (check := checks[i]) is not None:
+            checks[i] = replace(check, detail=check.detail + _OTHER_FORM.format(form))
+    return checks

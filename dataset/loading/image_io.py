@@ -15,8 +15,9 @@ from PIL import Image, UnidentifiedImageError
 
 from dataset.loading.image_formats import FORMATS, describe_unsupported, without_large_metadata
 from dataset.loading.packed_images import PackedImage
+from dataset.object_storage import StorageError
 from dataset.record_validation import DropReason
-from dataset.remote_files import FilePath, RemotePath, StorageError
+from dataset.remote_files import FilePath, RemotePath
 from errors import TesseraError
 
 T = TypeVar("T")

@@ -9,8 +9,9 @@ from webdataset.tariterators import group_by_keys, tar_file_iterator
 
 from dataset.config import DataConfig
 from dataset.loading.image_formats import IMAGE_SUFFIXES
+from dataset.object_storage import StorageError
 from dataset.record_validation import DropReason, InvalidRecordError
-from dataset.remote_files import FilePath, StorageError
+from dataset.remote_files import FilePath
 from dataset.source_config import TableSource, WebDatasetSource
 from dataset.sources.json_reader import decode_json
 from dataset.sources.layouts import tabular

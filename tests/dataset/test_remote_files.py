@@ -13,8 +13,9 @@ import config as configuration
 from dataset import sources
 from dataset.config import DataConfig
 from dataset.loading.image_io import ImageError, read_image_file
+from dataset.object_storage import StorageError
 from dataset.record_validation import DropReason
-from dataset.remote_files import RemotePath, StorageError, parse_path, remote_states
+from dataset.remote_files import RemotePath, parse_path, remote_states
 from dataset.source_config import LlavaSource, WebDatasetSource
 from dataset.sources.record import RawSample, RejectedRecord
 from errors import UsageError

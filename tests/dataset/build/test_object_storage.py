@@ -1,24 +1,19 @@
 """Sources in object storage: samples, counts and reasons as of local files, and one sentence for what is wrong with the storage."""
 
+import hashlib
 import io
 import json
-import socket
-import sys
 import tarfile
-import time
+import unicodedata
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dataset.build.merge import OUTPUT_FILES, merge
-from dataset.config import DataConfig
-from dataset.loading.image_io import read_image_file
+from dataset.build.merge import merge
 from dataset.loading.sample_store import SampleStore
-from dataset.remote_files import FilePath, RemotePath, StorageError
 from dataset.source_config import (
     Columns,
     FlickrCaptionsSource,
@@ -29,8 +24,8 @@ from dataset.source_config import (
     TableSource,
     WebDatasetSource,
 )
-from errors import TesseraError
 from tests.dataset.raw_files import RawFiles, conversation, vqa_answers
+from tests.dataset.remote_sources import ten_images
 from tests.object_storage import Bucket, s3_environment
 
 NAMES = ("a.png", "图 b#1.png", "sub/c.png", "broken.jpg", "missing.jpg")
@@ -138,39 +133,20 @@ def test_a_source_in_a_bucket_has_the_samples_counts_and_reasons_of_local_files(
     assert [localized(line) for line in lines] == [json.loads(line) for line in expected_lines]
 
 
-def ten_images(raw: RawFiles, bucket: Bucket) -> Source:
-    """A source in the bucket of ten images and a name that is missing."""
-    names = [raw.image(f"{i}.png", shade=i * 10) for i in range(10)]
-    local = raw.llava([conversation(name, "?", f"answer {name}") for name in (*names, "late.png")])
-    bucket.upload(raw.folder)
-    return bucket.source(local, raw.folder)
-
-
-@pytest.fixture
-def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of the image files that a merge reads."""
-    names: list[str] = []
-
-    def record_and_read(path: FilePath, max_pixels: int) -> bytes:
-        names.append(path.name)
-        return read_image_file(path, max_pixels)
-
-    monkeypatch.setattr("dataset.build.image_validation.read_image_file", record_and_read)
-    return names
-
-
 def test_a_repeated_merge_reads_what_has_changed_in_the_bucket(raw: RawFiles, bucket: Bucket, opened: list[str]) -> None:
     source = ten_images(raw, bucket)
     report = raw.merge(source)
     assert len(opened) == 10 and not report.reused
     opened.clear()
     assert raw.merge(source).reused and opened == []
-    bucket.put("pictures/3.png", (raw.images / raw.image("x.png", shade=99, size=(20, 10))).read_bytes())
-    bucket.put("pictures/late.png", (raw.images / raw.image("y.png", shade=120)).read_bytes())
+    other = (raw.images / raw.image("x.bmp", shade=99)).read_bytes()
+    bucket.put("pictures/3.bmp", other)
+    bucket.put("pictures/late.bmp", (raw.images / raw.image("y.bmp", shade=120, size=(20, 10))).read_bytes())
     changed = raw.merge(source)
-    assert opened == ["3.png", "late.png"]
+    assert opened == ["3.bmp", "late.bmp"]
     assert (changed.sources[0].kept, changed.reused) == (11, False)
-    assert [row.size for row in map(SampleStore(raw.merged).load_image, (2, 3, 10))] == [(12, 8), (20, 10), (12, 8)]
+    rows = list(SampleStore(raw.merged).images())
+    assert (rows[3].sha256, rows[10].width) == (hashlib.sha256(other).hexdigest(), 20)
 
 
 def test_an_image_that_a_bucket_gets_under_its_other_coco_name_is_noticed(raw: RawFiles, bucket: Bucket) -> None:
@@ -232,88 +208,12 @@ def test_lists_wildcards_and_braces_name_files_of_a_bucket(raw: RawFiles, bucket
     ]
 
 
-@pytest.fixture
-def previous(raw: RawFiles) -> Callable[[], bool]:
-    """Merges a local source; says whether the result is as it was then."""
-    raw.merge(raw.llava([conversation(raw.image("before.png"), "?", "x")], name="before"))
-    before = {name: (raw.merged / name).read_bytes() for name in OUTPUT_FILES}
-    return lambda: {name: (raw.merged / name).read_bytes() for name in OUTPUT_FILES} == before
-
-
-def failed_merge(config: DataConfig, folder: Path) -> tuple[str, float]:
-    """The message with which a merge ends, and the seconds until then."""
-    started = time.monotonic()
-    with pytest.raises(TesseraError) as raised:
-        merge(config, folder)
-    return str(raised.value), time.monotonic() - started
-
-
-def llava_at(url: str) -> Source:
-    return LlavaSource(format="llava", annotations=RemotePath(url), images=RemotePath("s3://anything/pictures"))
-
-
-@pytest.mark.parametrize(
-    ("url", "message"),
-    [
-        ("s3://{bucket}/none.json", "s3://{bucket}/none.json: cannot be read (No such file or directory)"),
-        ("s3://no-such-bucket/a.json", "s3://no-such-bucket/a.json: cannot be read (there is no bucket s3://no-such-bucket)"),
-        ("gs://b/a.json", 'gs://b/a.json: gs:// needs the package gcsfs, which is not installed: pip install gcsfs, or "tessera-vlm[gs]"'),
-        ("hf://datasets/a/b/c.json", "hf://datasets/a/b/c.json: hf:// cannot be read (the Hugging Face Hub cannot be reached, and "),
-        ("s4://b/a.json", "s4://b/a.json: s4:// cannot be read (Protocol not known: s4)"),
-    ],
-)
-def test_a_file_that_cannot_be_had_is_one_sentence_and_the_previous_result_stays(
-    raw: RawFiles, bucket: Bucket, previous: Callable[[], bool], monkeypatch: pytest.MonkeyPatch, url: str, message: str
-) -> None:
-    monkeypatch.setitem(sys.modules, "gcsfs", None)
-    found, seconds = failed_merge(raw.config(llava_at(url.format(bucket=bucket.name))), raw.merged)
-    assert found.startswith(message.format(bucket=bucket.name)) and "\n" not in found
-    assert seconds < 3 and previous()
-
-
-def test_a_server_that_does_not_answer_is_one_sentence_after_seconds(
-    raw: RawFiles, previous: Callable[[], bool], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("dataset.remote_files.ANSWER_SECONDS", 1.0)
-    config = raw.config(llava_at("s3://b-c-d/a.json"))
-    with socket.socket() as silent:
-        silent.bind(("127.0.0.1", 0))
-        silent.listen()
-        with s3_environment(f"http://127.0.0.1:{silent.getsockname()[1]}"):
-            message, seconds = failed_merge(config, raw.merged)
-    assert "s3:// cannot be read (the service does not answer within 1 s)" in message and 0.9 < seconds < 3
-    with s3_environment("http://127.0.0.1:1"):
-        message, seconds = failed_merge(config, raw.merged)
-    assert "Could not connect to the endpoint URL" in message and seconds < 4
-    assert previous()
-
-
-def test_missing_credentials_are_one_sentence_that_says_where_they_belong(
-    raw: RawFiles, bucket: Bucket, previous: Callable[[], bool], s3_endpoint: str
-) -> None:
-    with s3_environment(s3_endpoint, AWS_ACCESS_KEY_ID=None, AWS_SECRET_ACCESS_KEY=None):
-        message, seconds = failed_merge(raw.config(llava_at(f"{bucket.path}/a.json")), raw.merged)
-    assert "no credentials for s3:// were found" in message and "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" in message
-    assert seconds < 3 and previous()
-
-
-def test_a_storage_that_fails_while_images_are_read_ends_the_merge_instead_of_dropping_them(
-    raw: RawFiles, bucket: Bucket, previous: Callable[[], bool], monkeypatch: pytest.MonkeyPatch, opened: list[str]
-) -> None:
-    source = ten_images(raw, bucket)
-    read = RemotePath.read
-
-    def fail(path: RemotePath, max_bytes: int) -> bytes:
-        if path.name == "7.png":
-            raise StorageError(f"{path}: s3:// cannot be read (out of order)")
-        return read(path, max_bytes)
-
-    monkeypatch.setattr(RemotePath, "read", fail)
-    monkeypatch.setattr("dataset.build.image_validation.RETRY_SECONDS", (0.0, 0.0, 0.0))
-    message, _ = failed_merge(raw.config(source), raw.merged)
-    assert message == f"{bucket.path}/pictures/7.png: s3:// cannot be read (out of order)" and previous()
-    assert opened == [f"{i}.png" for i in (*range(8), 7)]
-    opened.clear()
-    monkeypatch.setattr(RemotePath, "read", read)
-    # What was checked before is not read again.
-    assert raw.merge(source).images == 10 and opened == ["7.png", "8.png", "9.png"]
+def test_a_missing_image_whose_name_is_in_the_bucket_in_the_other_unicode_form_is_named_so(raw: RawFiles, bucket: Bucket) -> None:
+    image = (raw.images / raw.image("a.png")).read_bytes()
+    bucket.put(f"pictures/{unicodedata.normalize('NFD', 'é.png')}", image)
+    names = [unicodedata.normalize("NFC", name) for name in ("é.png", "ü.png")]
+    local = raw.llava([conversation(name, "?", "x") for name in ("a.png", *names)])
+    bucket.upload(raw.folder)
+    report = raw.merge(bucket.source(local, raw.folder))
+    first, second = report.sources[0].examples["missing file"]
+    assert first.endswith("there is one with this name in the other Unicode form, NFD") and second.endswith("ü.png: there is no such file")
