@@ -132,7 +132,10 @@ class RemotePath:
     def open(self) -> io.BufferedReader:
         """The file for reading bytes."""
         with storage_of(self.url) as storage:
-            return io.BufferedReader(_Reader(self, storage.open(name_in(storage, self.url), "rb", block_size=BLOCK_BYTES)), 1 << 20)
+            file = storage.open(name_in(storage, self.url), "rb", block_size=BLOCK_BYTES)
+            if (getattr(file, "details", None) or {}).get("type") == "directory":
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), self.url)
+            return io.BufferedReader(_Reader(self, file), 1 << 20)
 
     def read(self, max_bytes: int) -> bytes:
         """The first `max_bytes` of the file, in one request."""

@@ -56,6 +56,7 @@ def s3_environment(endpoint: str, **others: str | None) -> Iterator[pytest.Monke
     import s3fs
 
     names = {"AWS_ENDPOINT_URL": endpoint, "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
+    names["NO_PROXY"] = "127.0.0.1"
     # No look-up of credentials on the network, and none of the user's.
     names |= {"AWS_EC2_METADATA_DISABLED": "true", "AWS_CONFIG_FILE": os.devnull, "AWS_SHARED_CREDENTIALS_FILE": os.devnull}
     with pytest.MonkeyPatch.context() as patch:

@@ -44,6 +44,7 @@ def llava_at(url: str) -> Source:
     ("url", "message"),
     [
         ("s3://{bucket}/none.json", "s3://{bucket}/none.json: cannot be read (No such file or directory)"),
+        ("s3://{bucket}/folder", "s3://{bucket}/folder: cannot be read (Is a directory)"),
         ("s3://no-such-bucket/a.json", "s3://no-such-bucket/a.json: cannot be read (there is no bucket s3://no-such-bucket)"),
         ("gs://b/a.json", 'gs://b/a.json: gs:// needs the package gcsfs, which is not installed: pip install gcsfs, or "tessera-vlm[gs]"'),
         ("hf://datasets/a/b/c.json", "hf://datasets/a/b/c.json: hf:// cannot be read (the Hugging Face Hub cannot be reached, and "),
@@ -54,6 +55,7 @@ def test_a_file_that_cannot_be_had_is_one_sentence_and_the_previous_result_stays
     raw: RawFiles, bucket: Bucket, previous: Callable[[], bool], monkeypatch: pytest.MonkeyPatch, url: str, message: str
 ) -> None:
     monkeypatch.setitem(sys.modules, "gcsfs", None)
+    bucket.put("folder/a.json", b"[]")
     found, seconds = failed_merge(raw.config(llava_at(url.format(bucket=bucket.name))), raw.merged)
     assert found.startswith(message.format(bucket=bucket.name)) and "\n" not in found
     assert seconds < 3 and previous()
@@ -62,9 +64,9 @@ def test_a_file_that_cannot_be_had_is_one_sentence_and_the_previous_result_stays
 def test_a_server_that_does_not_answer_is_one_sentence_after_seconds(
     raw: RawFiles, previous: Callable[[], bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dataset.object_storage.ANSWER_SECONDS", 1.0)
     config = raw.config(llava_at("s3://b-c-d/a.json"))
-    with socket.socket() as silent:
+    with socket.socket() as silent, monkeypatch.context() as patch:
+        patch.setattr("dataset.object_storage.ANSWER_SECONDS", 1.0)
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         with s3_environment(f"http://127.0.0.1:{silent.getsockname()[1]}"):
