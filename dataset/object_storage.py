@@ -104,11 +104,14 @@ def _file_system(protocol: str) -> Any:
     import fsspec
     from fsspec.config import conf
 
+    fsspec.get_filesystem_class(protocol)  # raises what is missing
     if protocol == "hf":
         from hub_access import work_offline_if_unreachable
 
         if work_offline_if_unreachable():
             raise ConnectionError("the Hugging Face Hub cannot be reached, and hf:// paths are not read from a cache")
+    if protocol in ("gs", "gcs"):
+        _check_google(os.environ.get("STORAGE_EMULATOR_HOST") or "https://storage.googleapis.com", os.getpid())
     options: dict[str, Any] = {"use_listings_cache": False}
     if protocol in ("s3", "s3a") and "config_kwargs" not in conf.get("s3", {}):
         options["config_kwargs"] = S3_OPTIONS
@@ -118,6 +121,15 @@ def _file_system(protocol: str) -> Any:
     if protocol == "hf":
         storage.invalidate_cache()
     return storage
+
+
+@functools.cache
+def _check_google(address: str, _process: int) -> None:
+    """Raise ConnectionError when Google Cloud Storage cannot be reached: gcsfs would look for credentials on the network for 20 s first."""
+    from hub_access import connects
+
+    if not connects(address):
+        raise ConnectionError(f"{address} cannot be reached")
 
 
 @functools.cache

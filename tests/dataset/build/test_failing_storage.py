@@ -149,3 +149,11 @@ def test_credentials_that_expire_end_the_merge_and_an_image_that_may_not_be_read
     # Rights that were refused are asked for again, though no image has changed.
     message, _ = failed_merge(raw.config(source), raw.merged)
     assert "0.bmp: the service refuses the credentials (The provided token has expired.)" in message and previous()
+
+
+def test_google_cloud_storage_that_cannot_be_reached_is_found_out_before_its_client_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://127.0.0.1:1")
+    monkeypatch.setattr("fsspec.get_filesystem_class", lambda _protocol: None)
+    with pytest.raises(StorageError) as raised:
+        RemotePath("gs://b/a.json").problem()
+    assert str(raised.value) == "gs://b/a.json: gs:// cannot be read (http://127.0.0.1:1 cannot be reached)"
