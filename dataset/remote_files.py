@@ -12,6 +12,7 @@ import io
 import os
 import posixpath
 import re
+import time
 from collections import defaultdict
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,9 @@ _URL = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+)://(?=.)", re.DOTALL)
 
 LISTED_FROM = 8
 """Number of files of one folder from which on it is listed, instead of asking for each of them: a request gives 1,000 entries."""
+
+RETRY_SECONDS = (0.5, 2.0)
+"""Waiting times before a part of a file is asked for once more: of a large file a connection may break."""
 
 BLOCK_BYTES = 8 << 20
 """Bytes that are fetched at once from a file that is read in order."""
@@ -266,13 +270,19 @@ class _Reader(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         view = memoryview(buffer).cast("B")
-        try:
-            with storage_of(self._path.url):
-                data = self._file.read(len(view))
-        except OSError as error:
-            raise StorageError(f"{self._path}: can no longer be read ({error.strerror or error})") from error
-        view[: len(data)] = data
-        return len(data)
+        for wait in (*RETRY_SECONDS, None):
+            try:
+                with storage_of(self._path.url):
+                    data = self._file.read(len(view))
+                view[: len(data)] = data
+                return len(data)
+            except StorageError:
+                if wait is None:
+                    raise
+                time.sleep(wait)
+            except OSError as error:
+                raise StorageError(f"{self._path}: can no longer be read ({error.strerror or error})") from error
+        raise AssertionError(self._path)
 
     def close(self) -> None:
         if not self.closed:

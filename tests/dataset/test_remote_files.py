@@ -1,5 +1,6 @@
 """Paths and URLs: which of the two a text is, what is below a folder, and what a configuration with URLs says."""
 
+import errno
 import pickle
 import subprocess
 import sys
@@ -98,9 +99,19 @@ def test_a_url_in_a_local_source_is_read_where_the_source_allows_it(raw: RawFile
     )
 
 
-def test_names_that_no_service_takes_are_missing_files(bucket: Bucket) -> None:
-    names = [f"{bucket.path}/{'x' * 2000}.png", f"{bucket.path}/\0.png", f"{bucket.path}/folder"]
+def test_names_that_no_service_takes_are_missing_files(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    import s3fs
+
+    original = s3fs.S3FileSystem._call_s3
+
+    async def call(self: Any, method: str, *arguments: Any, **others: Any) -> Any:
+        if "\0" in others.get("Key", "") or len(others.get("Key", "")) > 1024:
+            raise OSError(errno.EINVAL, "Bad Request")  # as Amazon S3 answers; the local server does not
+        return await original(self, method, *arguments, **others)
+
+    monkeypatch.setattr(s3fs.S3FileSystem, "_call_s3", call)
     bucket.put("folder/a.png", b"")
+    names = [f"{bucket.path}/{'x' * 2000}.png", f"{bucket.path}/\0.png", f"{bucket.path}/folder"]
     assert set(remote_states(names).values()) == {(-1, -1)}
 
 
@@ -126,6 +137,7 @@ def test_a_connection_that_breaks_within_a_file_is_no_damage_of_the_file(
     def fail(*_: object) -> bytes:
         raise ConnectionResetError("connection reset")
 
+    monkeypatch.setattr("dataset.remote_files.RETRY_SECONDS", (0.0,))
     monkeypatch.setattr(s3fs.core.S3File, "_fetch_range", fail)
     for source in (
         WebDatasetSource(format="webdataset", shards=bucket.path / "a.tar"),
@@ -134,6 +146,24 @@ def test_a_connection_that_breaks_within_a_file_is_no_damage_of_the_file(
         with pytest.raises(StorageError) as raised:
             list(sources.read(source, DataConfig()))
         assert str(raised.value) == f"{source.annotation_files[0]}: s3:// cannot be read (connection reset)"
+
+
+def test_a_part_of_a_file_is_asked_for_again_after_a_broken_connection(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    import s3fs
+
+    fetch, failures = s3fs.core.S3File._fetch_range, [ConnectionResetError("connection reset")] * 2
+
+    def fail_first(file: Any, start: int, end: int) -> Any:
+        if failures:
+            raise failures.pop()
+        return fetch(file, start, end)
+
+    monkeypatch.setattr("dataset.remote_files.RETRY_SECONDS", (0.0, 0.0))
+    monkeypatch.setattr("dataset.remote_files.BLOCK_BYTES", 1000)
+    content = bytes(range(256)) * 20
+    path = bucket.put("a.bin", content)
+    monkeypatch.setattr(s3fs.core.S3File, "_fetch_range", fail_first)
+    assert path.open().read() == content and not failures
 
 
 def load(folder: Path, source: str) -> configuration.Config:
