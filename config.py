@@ -11,7 +11,9 @@ from pydantic import Field, TypeAdapter, ValidationError
 from answering.config import DecodingConfig, RerankConfig
 from config_schema import nearest_key, section
 from dataset.config import DataConfig
-from dataset.source_config import HubSource, matching_files
+from dataset.object_storage import StorageError
+from dataset.source_config import HubSource
+from dataset.source_files import missing_file
 from errors import UsageError
 from evaluation.config import EvalConfig
 from model.config import ModelConfig
@@ -168,9 +170,12 @@ def check_source_paths(config: Config) -> None:
             raise UsageError(f"data.sources.{i}.path: {source.path} does not exist (neither a folder nor a name on the Hub, OWNER/NAME)")
         for key in (*source.file_keys, "images"):
             named = getattr(source, key)
-            for path in () if named is None else matching_files(named):
-                if not path.exists():
-                    raise UsageError(f"data.sources.{i}.{key}: {path} does not exist")
+            try:
+                problem = None if named is None else missing_file(named, are_folders=key == "images" or source.format == "folder")
+            except StorageError as error:
+                raise UsageError(f"data.sources.{i}.{key}: {error}") from error
+            if problem is not None:
+                raise UsageError(f"data.sources.{i}.{key}: {problem}")
 
 
 def check_model_paths(config: Config, *keys: str) -> None:

@@ -77,7 +77,8 @@ def _type_name(hint: Any) -> str:
         return "mapping"
     if get_args(hint) and get_origin(hint) is not dict:
         return " | ".join(dict.fromkeys(_type_name(part) for part in get_args(hint)))
-    return {"str": "text", "Path": "path", "dict": "mapping"}.get(getattr(hint, "__name__", ""), getattr(hint, "__name__", str(hint)))
+    name = getattr(hint, "__name__", str(hint))
+    return {"str": "text", "Path": "path", "RemotePath": "URL", "dict": "mapping"}.get(name, name)
 
 
 def nearest_key(section: Any, key: str) -> str | None:

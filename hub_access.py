@@ -17,7 +17,7 @@ def work_offline_if_unreachable() -> bool:
     """Make the clients of the Hub use what was fetched before, if it cannot be reached; says so once. Returns whether they do."""
     from huggingface_hub import constants
 
-    if constants.HF_HUB_OFFLINE or _connects(constants.ENDPOINT):
+    if constants.HF_HUB_OFFLINE or connects(constants.ENDPOINT):
         return bool(constants.HF_HUB_OFFLINE)
     print(f"{constants.ENDPOINT} cannot be reached: what was fetched before is used", file=sys.stderr)
     constants.HF_HUB_OFFLINE = True
@@ -28,7 +28,7 @@ def work_offline_if_unreachable() -> bool:
     return True
 
 
-def _connects(url: str) -> bool:
+def connects(url: str) -> bool:
     """Whether the host of an address, or the proxy that leads to it, accepts a connection."""
     address = urlsplit(url)
     proxy = urllib.request.getproxies().get(address.scheme)

@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 from PIL import Image
 
 from answering.config import DecodingConfig
+from dataset.remote_files import FilePath
 from dataset.sample import Language, Message, Task, question_text
 
 Decoding: TypeAlias = DecodingConfig
@@ -15,8 +15,8 @@ Decoding: TypeAlias = DecodingConfig
 FinishReason = Literal["stop", "length"]
 """Why an answer ended: at an end token or a stop text, or at the largest number of tokens."""
 
-ImageInput = Image.Image | Path
-"""A decoded image, or a file that is opened when it is needed."""
+ImageInput = Image.Image | FilePath
+"""A decoded image, or a file, local or at a URL of object storage, that is opened when it is needed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,6 @@
 import base64
 import hashlib
 import io
-from pathlib import Path
 
 from PIL import Image
 
@@ -16,7 +15,7 @@ JPEG_QUALITY = 95
 
 def load_image(image: ImageInput) -> Image.Image:
     """The image as RGB, rotated upright. Raises ImageError."""
-    return open_image(image) if isinstance(image, Path) else to_rgb(image)
+    return to_rgb(image) if isinstance(image, Image.Image) else open_image(image)
 
 
 def resize_to_max_side(image: Image.Image, max_side: int) -> Image.Image:
@@ -42,6 +41,6 @@ def data_url(image: ImageInput, max_side: int) -> str:
 
 def image_digest(image: ImageInput) -> str:
     """SHA-256 of an image: of the bytes of its file, or of its pixels if it is not a file. Raises ImageError."""
-    if isinstance(image, Path):
-        return hashlib.sha256(read_image_file(image)).hexdigest()
-    return hashlib.sha256(f"{image.mode} {image.size}".encode() + to_rgb(image).tobytes()).hexdigest()
+    if isinstance(image, Image.Image):
+        return hashlib.sha256(f"{image.mode} {image.size}".encode() + to_rgb(image).tobytes()).hexdigest()
+    return hashlib.sha256(read_image_file(image)).hexdigest()

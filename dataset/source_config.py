@@ -6,9 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, Discriminator, Field, Tag
+from pydantic import AfterValidator, Field
 
 from config_schema import section
+from dataset.remote_files import FilePath, is_url
+from dataset.source_files import FilePaths, PathOrUrl, matching_files
 from errors import UsageError
 
 Split = Literal["train", "validation", "test"]
@@ -25,6 +27,15 @@ def _check_prompt(text: str) -> str:
     return text.strip()
 
 
+def _check_hub_path(path: str) -> str:
+    """The path. Raises ValueError when it is a URL."""
+    if is_url(path):
+        raise ValueError(
+            "a URL; expected OWNER/NAME of a data set on the Hub or a local folder; table, messages and webdataset read files at URLs"
+        )
+    return path
+
+
 PromptText = Annotated[str, AfterValidator(_check_prompt)]
 """A sentence that says how an answer is wanted; a blank one is none."""
 
@@ -39,33 +50,11 @@ class PromptByLanguage:
     """After Chinese questions; null = none."""
 
 
-FilePaths = Annotated[
-    Annotated[Path, Tag("one")] | Annotated[tuple[Path, ...], Field(min_length=1), Tag("several")],
-    Discriminator(lambda value: "several" if isinstance(value, list | tuple) else "one"),
-]
-"""One file or several: a list, wildcards (part-*.json), numbers in braces ({00000..00331}.tar)."""
-
-
-def matching_files(named: FilePaths) -> list[Path]:
-    """The files that are named, in order; those of a pattern by name. A name that no file has stays, so that it is reported."""
-    paths: list[Path] = []
-    for path in named if isinstance(named, tuple) else (named,):
-        if path.exists() or not set("*?[{") & set(str(path)):
-            paths.append(path)
-            continue
-        # Imported here: reading a configuration with plain names does not need it.
-        from braceexpand import braceexpand
-
-        for pattern in map(Path, braceexpand(str(path))):
-            paths += sorted(Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor)))) or [pattern]
-    return paths
-
-
 @section
 class SourceBase:
     """Keys that every source has."""
 
-    images: Path | None = None
+    images: PathOrUrl | None = None
     """Folder that image names are relative to; by default the folder of the annotation file."""
     allow_outside_images: bool = False
     """Also read images whose names lead out of this folder: absolute paths and names with `..`. Only for annotation files that you
@@ -92,7 +81,7 @@ class SourceBase:
     """Keys that name files with records. A list of files, wildcards, and numbers in braces are allowed in each."""
 
     @property
-    def annotation_files(self) -> list[Path]:
+    def annotation_files(self) -> list[FilePath]:
         """The files that the records are read from."""
         return [path for key in self.file_keys for path in matching_files(getattr(self, key))]
 
@@ -102,10 +91,12 @@ class SourceBase:
         if len({len(paths) for paths in files.values()}) > 1:
             found = " and ".join(f"{len(paths)} in {key}" for key, paths in files.items())
             raise UsageError(f"data.sources: a source of the format {getattr(self, 'format', '')} has pairs of files, but {found}")
-        return [replace(self, **dict(zip(files, paths, strict=True))) for paths in zip(*files.values(), strict=True)] or [self]
+        parts = [replace(self, **dict(zip(files, paths, strict=True))) for paths in zip(*files.values(), strict=True)]
+        # The folder stated: it is asked for with each record.
+        return [replace(part, images=part.image_folder) for part in parts] or [self]
 
     @property
-    def image_folder(self) -> Path:
+    def image_folder(self) -> FilePath:
         """Folder that image names are relative to."""
         return self.images or self.annotation_files[0].parent
 
@@ -211,7 +202,7 @@ class FolderSource(SourceBase):
     """Question templates; a hash of the sample picks one, all with equal probability."""
 
     @property
-    def image_folder(self) -> Path:
+    def image_folder(self) -> FilePath:
         """The folder itself."""
         return self.images or self.annotation_files[0]
 
@@ -280,7 +271,7 @@ class HubSource(TabularSource):
 
     file_keys: ClassVar[tuple[str, ...]] = ()
     format: Literal["hub"]
-    path: Annotated[str, Field(min_length=1)]
+    path: Annotated[str, Field(min_length=1), AfterValidator(_check_hub_path)]
     """Name on the Hub, such as HuggingFaceM4/the_cauldron, or a folder."""
     subset: str | None = None
     """Subset (configuration) of the data set; needed where it has several."""
@@ -303,12 +294,12 @@ class HubSource(TabularSource):
         return None
 
     @property
-    def annotation_files(self) -> list[Path]:
+    def annotation_files(self) -> list[FilePath]:
         """The folder or name."""
         return [Path(self.path)]
 
     @property
-    def image_folder(self) -> Path:
+    def image_folder(self) -> FilePath:
         """The folder of the data set."""
         return self.images or Path(self.path)
 

@@ -3,13 +3,14 @@
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from answering.model_fingerprint import digest as digest
 from answering.protocol import Request
 from dataset.loading.sample_store import ImageRow, SampleStore
+from dataset.remote_files import FilePath
 from dataset.sample import Sample
 from dataset.source_config import Split
 from errors import UsageError
@@ -87,11 +88,11 @@ def with_shuffled_images(questions: Sequence[Question], seed: int) -> list[Quest
     The images are arranged in one random cycle and each is replaced by the next, so no question keeps its image. Questions without
     images are dropped. Raises UsageError if there are fewer than two images.
     """
-    images_by_id: dict[int, tuple[Path, str]] = {}
+    images_by_id: dict[int, tuple[FilePath, str]] = {}
     with_images = [question for question in questions if question.image_ids]
     for question in with_images:
         for image, path, sha256 in zip(question.image_ids, question.request.images, question.images, strict=True):
-            assert isinstance(path, Path)
+            assert not isinstance(path, Image.Image)
             images_by_id[image] = (path, sha256)
     if len(images_by_id) < 2:
         raise UsageError(f"eval.controls: shuffled_images needs at least two images, the questions have {len(images_by_id)}")
@@ -100,6 +101,6 @@ def with_shuffled_images(questions: Sequence[Question], seed: int) -> list[Quest
     return [_with_images(question, tuple(replacement[image] for image in question.image_ids), images_by_id) for question in with_images]
 
 
-def _with_images(question: Question, image_ids: tuple[int, ...], images_by_id: dict[int, tuple[Path, str]]) -> Question:
+def _with_images(question: Question, image_ids: tuple[int, ...], images_by_id: dict[int, tuple[FilePath, str]]) -> Question:
     request = dataclasses.replace(question.request, images=tuple(images_by_id[image][0] for image in image_ids))
     return dataclasses.replace(question, request=request, image_ids=image_ids, images=tuple(images_by_id[image][1] for image in image_ids))

@@ -11,8 +11,10 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from PIL import Image, ImageFilter
 
+from answering.protocol import ImageInput
 from atomic_io import naming_full_disk
 from dataset.loading.image_io import ImageError, open_image
+from dataset.remote_files import FilePath
 from evaluation.confidence_intervals import mean_intervals
 from evaluation.config import Corruption, EvalConfig
 from evaluation.questions import Question
@@ -48,7 +50,7 @@ def with_corrupted_images(questions: Sequence[Question], condition: CorruptionCo
     """
     kind, strength = condition
     with TemporaryDirectory(prefix="tessera-") as folder:
-        copies: dict[str, Path] = {}
+        copies: dict[str, FilePath] = {}
         for question in questions:
             for image, key in zip(question.request.images, question.images, strict=True):
                 if key not in copies:
@@ -63,9 +65,9 @@ def with_corrupted_images(questions: Sequence[Question], condition: CorruptionCo
         ]
 
 
-def _write_corrupted(image: Path | Image.Image, condition: CorruptionCondition, key: str, path: Path) -> Path:
+def _write_corrupted(image: ImageInput, condition: CorruptionCondition, key: str, path: Path) -> FilePath:
     """Write the corrupted image to `path`. Returns the path to use: the original one if the image is unreadable."""
-    assert isinstance(image, Path)
+    assert not isinstance(image, Image.Image)
     try:
         decoded = open_image(image)
     except ImageError:

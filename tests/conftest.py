@@ -1,7 +1,11 @@
 """Shared fixtures. They generate their data: small untrained models from configurations; no network."""
 
+import itertools
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -12,6 +16,7 @@ from filelock import FileLock
 from transformers import BertTokenizer, ChineseCLIPConfig, ChineseCLIPImageProcessorPil, ChineseCLIPModel
 
 from model.siglip_qwen.processor import Processor
+from tests.object_storage import Bucket, s3_environment
 from training.tiny_models.architectures import TINY_MODELS, build_tiny_model, build_tokenizer, save_tiny_model
 
 torch.set_num_threads(1)
@@ -65,3 +70,28 @@ def processor(parts: Path) -> Processor:
     return Processor.from_pretrained(
         language=str(parts / "qwen3"), vision=str(parts / "siglip"), tokens_per_image=36, vocab_size=1536, max_length=512
     )
+
+
+_bucket_numbers = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint() -> Iterator[str]:
+    """Address of a local S3 server."""
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    server.start()
+    yield "http://{}:{}".format(*server.get_host_and_port())
+    server.stop()
+
+
+@pytest.fixture
+def bucket(s3_endpoint: str) -> Iterator[Bucket]:
+    """An empty bucket of that server, which the environment names."""
+    import boto3
+
+    with s3_environment(s3_endpoint):
+        client: Any = boto3.client("s3", endpoint_url=s3_endpoint)
+        yield Bucket(client, f"bucket-{next(_bucket_numbers)}")

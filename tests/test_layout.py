@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ANYWHERE = {"atomic_io", "config_schema", "cpu_cores", "errors", "file_lock", "hub_access", "process_group", "progress"}
-IMAGE_FILES = {"dataset.loading.image_io", "dataset.loading.image_formats", "dataset.loading.packed_images"}
+IMAGE_FILES = {"dataset.remote_files", "dataset.loading.image_io", "dataset.loading.image_formats", "dataset.loading.packed_images"}
 MAY_IMPORT = {
     "dataset": {"dataset"},
     "visual": {"visual"},

@@ -10,7 +10,6 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -35,6 +34,7 @@ from dataset.loading.multi_turn import (
 from dataset.loading.sample_store import SampleStore
 from dataset.loading.samplers import BatchingStrategy, DistributedBatchSampler, LengthGroupedBatching, PackedBatching, SampleKey, StepShape
 from dataset.loading.source_mix import SourceMix
+from dataset.remote_files import FilePath
 from dataset.sample import Sample
 from errors import TesseraError, UsageError
 from model.family import Collate
@@ -265,7 +265,7 @@ class TrainingData(Dataset[Example]):
 class _UnreadableSampleError(TesseraError):
     """An image of a sample cannot be read."""
 
-    def __init__(self, path: Path, sample_id: str, message: str):
+    def __init__(self, path: FilePath, sample_id: str, message: str):
         super().__init__(message)
         self.path, self.sample_id = path, sample_id
 

@@ -11,6 +11,7 @@ import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ class ClipScorer:
         model: Any,
         tokenizer: Any,
         image_processor: Any,
-        open_image: Callable[[Path], Image.Image],
+        open_image: Callable[[Any], Image.Image],
         *,
         cache_size: int = 8192,
         batch_size: int = 64,
@@ -57,7 +58,7 @@ class ClipScorer:
         self._feature_cache: OrderedDict[object, torch.Tensor] = OrderedDict()
         self._lock = threading.RLock()
 
-    def score(self, image: Image.Image | Path, texts: Sequence[str]) -> list[float]:
+    def score(self, image: Image.Image | PathLike[str], texts: Sequence[str]) -> list[float]:
         """Logit of each text, [M]; higher is a better match.
 
         A text longer than the context of the text encoder is truncated on the left, because candidates differ in the answer
@@ -65,13 +66,13 @@ class ClipScorer:
         """
         return self.score_batch([image], [texts])[0]
 
-    def score_batch(self, images: Sequence[Image.Image | Path], texts: Sequence[Sequence[str]]) -> list[list[float]]:
+    def score_batch(self, images: Sequence[Image.Image | PathLike[str]], texts: Sequence[Sequence[str]]) -> list[list[float]]:
         """`score` of each image with its own texts. Images and texts are encoded in shared batches."""
         vectors = self.image_features(images)
         return [self._logits(image, text_vectors).tolist() for image, text_vectors in zip(vectors, self._encode_groups(texts), strict=True)]
 
     def score_with_priors(
-        self, images: Sequence[Image.Image | Path], texts: Sequence[Sequence[str]], background_means: Sequence[np.ndarray]
+        self, images: Sequence[Image.Image | PathLike[str]], texts: Sequence[Sequence[str]], background_means: Sequence[np.ndarray]
     ) -> list[tuple[list[float], list[float]]]:
         """Scores as in `score_batch`, each with its prior: the mean scores of the same texts over background images.
 
@@ -85,7 +86,7 @@ class ClipScorer:
             for image, group, background in zip(vectors, text_vectors, background_means, strict=True)
         ]
 
-    def features(self, images: Sequence[Image.Image | Path]) -> np.ndarray:
+    def features(self, images: Sequence[Image.Image | PathLike[str]]) -> np.ndarray:
         """Image embeddings as an array, float32 [N, D]. Raises what `open_image` raises."""
         return np.asarray(self.image_features(images).numpy(), dtype=np.float32)
 
@@ -96,18 +97,18 @@ class ClipScorer:
         text_vectors, index = self.text_features(order), {text: i for i, text in enumerate(order)}
         return [text_vectors[[index[text] for text in group]] if group else text_vectors[:0] for group in texts]
 
-    def cosine_batch(self, images: Sequence[Image.Image | Path], texts: Sequence[Sequence[str]]) -> list[list[float]]:
+    def cosine_batch(self, images: Sequence[Image.Image | PathLike[str]], texts: Sequence[Sequence[str]]) -> list[list[float]]:
         """Cosine similarities, -1..1: the scores of `score_batch` without scale and bias."""
         scale = float(self.model.logit_scale.detach().float().exp())
         bias = getattr(self.model, "logit_bias", None)
         offset = 0.0 if bias is None else float(bias.detach().float())
         return [[(logit - offset) / scale for logit in group] for group in self.score_batch(images, texts)]
 
-    def probabilities(self, image: Image.Image | Path, labels: Sequence[str]) -> list[float]:
+    def probabilities(self, image: Image.Image | PathLike[str], labels: Sequence[str]) -> list[float]:
         """Zero-shot classification: softmax of the logits over the labels. Sums to 1, even if no label matches."""
         return torch.softmax(torch.tensor(self.score(image, labels), dtype=torch.float64), dim=0).tolist()
 
-    def image_features(self, images: Sequence[Image.Image | Path]) -> torch.Tensor:
+    def image_features(self, images: Sequence[Image.Image | PathLike[str]]) -> torch.Tensor:
         """Image embeddings, float32 [N, D] on the CPU. Raises what `open_image` raises."""
         keys = [_cache_key(image) for image in images]
         with self._lock:
@@ -139,8 +140,8 @@ class ClipScorer:
         logits: torch.Tensor = text_vectors @ image * scale
         return logits if bias is None else logits + bias.detach().float().cpu()
 
-    def _encode_images(self, images: Sequence[Image.Image | Path]) -> torch.Tensor:
-        opened = [self.open_image(image) if isinstance(image, Path) else image.convert("RGB") for image in images]
+    def _encode_images(self, images: Sequence[Image.Image | PathLike[str]]) -> torch.Tensor:
+        opened = [image.convert("RGB") if isinstance(image, Image.Image) else self.open_image(image) for image in images]
         return self.encode_pixels(self.pixels(opened))
 
     def pixels(self, images: Sequence[Image.Image]) -> torch.Tensor:
@@ -180,7 +181,7 @@ class ClipScorer:
 
 
 def load(
-    name: str, open_image: Callable[[Path], Image.Image], *, device: torch.device | str, dtype: torch.dtype, key: str = "rerank.clip"
+    name: str, open_image: Callable[[Any], Image.Image], *, device: torch.device | str, dtype: torch.dtype, key: str = "rerank.clip"
 ) -> ClipScorer:
     """Load a scorer.
 
@@ -206,12 +207,12 @@ def _normalized(output: Any) -> torch.Tensor:
     return functional.normalize(output.pooler_output.float(), dim=-1).cpu()
 
 
-def _cache_key(image: Image.Image | Path) -> object:
+def _cache_key(image: Image.Image | PathLike[str]) -> object:
     """Files by path, size and modification time; images in memory by a digest of their pixels."""
-    if isinstance(image, Path):
-        try:
-            state = image.stat()
-        except OSError:
-            return str(image)
-        return str(image), state.st_size, state.st_mtime_ns
-    return image.mode, image.size, hashlib.blake2b(image.tobytes(), digest_size=16).digest()
+    if isinstance(image, Image.Image):
+        return image.mode, image.size, hashlib.blake2b(image.tobytes(), digest_size=16).digest()
+    try:
+        state = Path(image).stat()
+    except OSError:
+        return str(image)
+    return str(image), state.st_size, state.st_mtime_ns

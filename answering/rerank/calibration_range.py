@@ -27,6 +27,7 @@ from answering.protocol import ImageInput
 from answering.request_images import load_image
 from dataset.loading.image_io import ImageError
 from dataset.loading.packed_images import file_of_image
+from dataset.remote_files import FilePath
 
 QUANTILE = 0.99
 """Share of the calibration questions that lie within the limits."""
@@ -152,11 +153,11 @@ def image_statistics(image: ImageInput) -> np.ndarray:
         file = file_of_image(image)
         status = file.stat() if file.exists() else None
         return _of_file(image, None if status is None else (status.st_size, status.st_mtime_ns))
-    return _statistics(load_image(image))
+    return _statistics(image) if isinstance(image, Image.Image) else _of_file(image, None)
 
 
 @lru_cache(maxsize=100_000)
-def _of_file(path: Path, _state: tuple[int, int] | None) -> np.ndarray:
+def _of_file(path: FilePath, _state: tuple[int, int] | None) -> np.ndarray:
     """As `image_statistics`; a file that several systems are asked about is read once."""
     return _statistics(load_image(path))
 

@@ -119,7 +119,7 @@ def _write_samples(data: Path, folder: Path, count: int) -> int:
     pq.write_table(pq.read_table(data / "samples.parquet").take(kept), folder / "data" / "samples.parquet")
     lines = [
         {
-            "images": [str(store.image(sample.image_ids[0]).path.absolute())],
+            "images": [str(Path(store.image(sample.image_ids[0]).path).absolute())],
             "prompt": [{"role": "user", "content": sample.prompted_messages[0].content.replace(IMAGE_PLACEHOLDER, "").strip()}],
             "completion": [{"role": "assistant", "content": sample.target(0, 0)}],
         }

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import PIL
@@ -15,12 +15,14 @@ from pydantic import TypeAdapter
 from atomic_io import atomic_write
 from dataset.config import DataConfig
 from dataset.loading.packed_images import PackedImage
+from dataset.remote_files import is_url, remote_states
 
 _SETTINGS_KEY = b"tessera.settings"
 _SCHEMA = pa.schema([("path", pa.string()), ("size", pa.int64()), ("mtime", pa.int64())])
 
 FileState = tuple[str, int, int]
-"""Path, size in bytes and modification time in ns of a file or folder; both numbers are -1 when it does not exist."""
+"""Path, size in bytes and modification time in ns of a file or folder; both numbers are -1 when it does not exist. Files in object
+storage have a digest of their version in the place of the time (see `remote_files.RemoteState`), and their folders a slash at the end."""
 
 
 def write_fingerprint(file: Path, config: DataConfig, states: Iterable[FileState]) -> None:
@@ -41,8 +43,11 @@ def matches_fingerprint(file: Path, config: DataConfig) -> bool:
         return False  # An incomplete fingerprint is no evidence: merge again, which rewrites it.
     if settings != _settings_digest(config):
         return False
-    rows = zip(*(table[name].to_pylist() for name in _SCHEMA.names), strict=True)
-    return all(current_file_state(row[0]) == row for row in rows)
+    rows = list(zip(*(table[name].to_pylist() for name in _SCHEMA.names), strict=True))
+    remote = [row for row in rows if is_url(row[0])]
+    if not all(current_file_state(row[0]) == row for row in rows if not is_url(row[0])):
+        return False  # without asking object storage
+    return file_states([row[0] for row in remote]) == remote
 
 
 def _settings_digest(config: DataConfig) -> bytes:
@@ -63,8 +68,17 @@ def source_files() -> list[Path]:
     return sorted(Path(__file__).parents[1].rglob("*.py"))
 
 
+def file_states(paths: Sequence[str], is_file: bool = False) -> list[FileState]:
+    """The present states of files, packed images and folders; those in object storage by a listing of their folders.
+
+    With `is_file`, anything but a regular file counts as missing. Raises StorageError when object storage cannot be used.
+    """
+    remote = remote_states(path for path in paths if is_url(path))
+    return [(path, *remote[path]) if path in remote else current_file_state(path, is_file) for path in paths]
+
+
 def current_file_state(path: str, is_file: bool = False) -> FileState:
-    """The present state of a file, a packed image or a folder. With `is_file`, anything but a regular file counts as missing."""
+    """The present state of a local file, a packed image or a folder. With `is_file`, anything but a regular file counts as missing."""
     packed = PackedImage.parse(path)
     try:
         stats = os.stat(path if packed is None else packed.shard)  # noqa: PTH116 - ten times as fast as Path.stat, for hundreds of thousands of files

@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import os
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,13 @@ from PIL import Image
 
 from atomic_io import free_bytes
 from cpu_cores import available_cores
+from dataset.build.fingerprint import file_states
 from dataset.build.image_shards import ImageShards
 from dataset.build.image_validation import in_processes
 from dataset.config import DataConfig
 from dataset.loading.image_io import ImageError, open_image, read_image_file
 from dataset.loading.packed_images import PackedImage
+from dataset.remote_files import parse_path
 from errors import TesseraError
 from progress import track
 
@@ -36,7 +37,7 @@ def pack_images(images: pa.Table, folder: Path, config: DataConfig) -> pa.Table:
     """
     rows: list[dict[str, Any]] = images.to_pylist()
     to_pack = [row for row in rows if PackedImage.parse(row["path"]) is None or _is_reduced(row, config.pack_max_side)]
-    size = sum(os.path.getsize(row["path"]) for row in to_pack if PackedImage.parse(row["path"]) is None)  # noqa: PTH202 - fast
+    size = sum(state[1] for state in file_states([row["path"] for row in to_pack if PackedImage.parse(row["path"]) is None]))
     free = free_bytes(folder)
     if config.pack_max_side is None and size > free:
         raise TesseraError(f"data.pack: the images take {size:,} bytes, and {free:,} are free in {folder}")
@@ -71,7 +72,7 @@ def _key(row: dict[str, Any], max_side: int | None) -> str:
 def _packed_bytes(path: str, max_side: int | None, max_pixels: int) -> bytes | str:
     """The bytes of an image, encoded anew if it is reduced; a message if it can no longer be read."""
     try:
-        data = read_image_file(Path(path), max_pixels)
+        data = read_image_file(parse_path(path), max_pixels)
         if max_side is None:
             return data
         image = open_image(data, max_pixels)

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import time
 import unicodedata
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
@@ -17,11 +18,13 @@ import pyarrow.parquet as pq
 
 from atomic_io import atomic_write
 from cpu_cores import available_cores
-from dataset.build.fingerprint import current_file_state
+from dataset.build.fingerprint import FileState, file_states
 from dataset.build.perceptual_hash import THUMBNAIL_BYTES, appearance, near_duplicates
 from dataset.config import DataConfig
-from dataset.loading.image_io import ImageError, measure_image, open_image, read_image_file
+from dataset.loading.image_io import RETRY_SECONDS, ImageError, measure_image, open_image, read_image_file
+from dataset.object_storage import StorageError
 from dataset.record_validation import DropReason
+from dataset.remote_files import is_url, parse_path, remote_states
 from dataset.worker_pool import map_in_workers
 from errors import TesseraError
 from progress import track
@@ -35,6 +38,9 @@ _MAX_ROUNDING = {0: 0.25, 1: 2.0, 2: 0.0}
 """Largest mean difference of the thumbnails, 0..255, of files with the same pixels, by how many of the two are exact. JPEG is rounded
 otherwise than PNG (measured: up to 0.7), and two JPEGs otherwise where one is stored rotated."""
 
+_OTHER_FORM = "; there is one with this name in the other Unicode form, {}"
+
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -101,9 +107,9 @@ class ImageCheckCache:
             # Without a thumbnail: of an earlier version, which did not look for equal pixels.
             self._entries = {row[0]: ImageCheck(*row) for row in rows if row[_SCHEMA.get_field_index("thumbnail")] is not None}
 
-    def get(self, path: str) -> ImageCheck | None:
-        """The result for a file in its present state, also for a missing one; None when it must be checked."""
-        _, size, mtime = current_file_state(path, is_file=True)
+    def get(self, state: FileState) -> ImageCheck | None:
+        """The result for a file in a state, also for a missing one; None when it must be checked."""
+        path, size, mtime = state
         if size < 0:
             return _missing(path)
         cached = self._entries.get(_absolute(path))
@@ -122,7 +128,7 @@ class ImageCheckCache:
 
 
 def _absolute(path: str) -> str:
-    return os.path.abspath(path)  # noqa: PTH100 - Path.resolve would follow links and is slow
+    return path if is_url(path) else os.path.abspath(path)  # noqa: PTH100 - Path.resolve would follow links and is slow
 
 
 def check_images(paths: Sequence[str], cache_file: Path, config: DataConfig) -> tuple[list[ImageCheck], np.ndarray]:
@@ -131,10 +137,11 @@ def check_images(paths: Sequence[str], cache_file: Path, config: DataConfig) -> 
     Returns the result for each path, and the pairs of files that look alike, by index, int64 [p, 2].
     """
     cache, workers = ImageCheckCache(cache_file, config.max_pixels), config.workers or available_cores()
-    found = [cache.get(path) for path in paths]
+    states = file_states(paths, is_file=True)
+    found = _with_spelling_hints([cache.get(state) for state in states])
     uncached = [i for i, check in enumerate(found) if check is None]
     if uncached:
-        results = in_processes(partial(_check, max_pixels=config.max_pixels), [paths[i] for i in uncached], workers, _killed)
+        results = in_processes(partial(_check, max_pixels=config.max_pixels), [states[i] for i in uncached], workers, _killed)
         try:
             # Closed explicitly: after an interruption the workers end before the results so far are saved.
             with closing(results):
@@ -186,45 +193,72 @@ def _may_have_equal_pixels(first: ImageCheck, second: ImageCheck) -> bool:
 def _pixel_digest(path: str, max_pixels: int) -> str:
     """Digest of the size and the upright RGB pixels of an image; empty where it can no longer be read."""
     try:
-        image = open_image(Path(path), max_pixels)
+        image = open_image(read_image(path, max_pixels), max_pixels)
     except ImageError:
         return ""
     return hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
 
 
-def in_processes(function: Callable[[str], T], paths: Sequence[str], workers: int, killed: Callable[[str], T]) -> Generator[T, None, None]:
-    """`function` of each path, in order; `killed(path)` for one whose decoding ended its process."""
-    if workers == 1 or len(paths) < MIN_IMAGES_FOR_POOL:
-        yield from map(function, paths)
+def in_processes(function: Callable[[S], T], items: Sequence[S], workers: int, killed: Callable[[S], T]) -> Generator[T, None, None]:
+    """`function` of each image file, in order; `killed(item)` for one whose decoding ended its process."""
+    if workers == 1 or len(items) < MIN_IMAGES_FOR_POOL:
+        yield from map(function, items)
     else:
-        yield from map_in_workers(function, paths, workers, _CHUNK, killed)
+        yield from map_in_workers(function, items, workers, _CHUNK, killed)
 
 
-def _check(path: str, max_pixels: int) -> ImageCheck:
-    state, sha256 = current_file_state(path, is_file=True), ""
+def read_image(path: str, max_pixels: int) -> bytes:
+    """The bytes of an image file.
+
+    Raises ImageError when this one cannot be read, and StorageError when object storage cannot be used, after a second try: its images
+    are not missing, and the merge ends.
+    """
+    for wait in (RETRY_SECONDS[1], None):
+        try:
+            return read_image_file(parse_path(path), max_pixels)
+        except ImageError as error:
+            if not isinstance(error.__cause__, StorageError):
+                raise
+            if wait is None:
+                raise error.__cause__ from error
+            time.sleep(wait)
+    raise AssertionError(path)
+
+
+def _check(state: FileState, max_pixels: int) -> ImageCheck:
+    path, sha256 = state[0], ""
     try:
-        data = read_image_file(Path(path), max_pixels)
+        data = read_image(path, max_pixels)
         sha256 = hashlib.sha256(data).hexdigest()
         measured = measure_image(data, path, max_pixels)
     except ImageError as error:
+        if is_url(path) and error.reason == DropReason.MISSING_FILE:
+            state = (path, -1, -1)  # rights change without a new version: asked again next time
         return ImageCheck(*state, sha256, *error.size, reason=str(error.reason), detail=str(error))
     return ImageCheck(*state, sha256, *measured.size, "", "", *appearance(measured.preview), measured.is_exact)
 
 
-def hash_image(path: str, max_pixels: int) -> ImageCheck:
-    """The SHA-256 of an image file that is not decoded; the reason where it cannot be read."""
-    state = current_file_state(path, is_file=True)
+def hash_images(paths: Sequence[str], config: DataConfig) -> list[ImageCheck]:
+    """The SHA-256 of image files, which are not decoded, or why one cannot be read."""
+    states = file_states(paths, is_file=True)
+    hash_image = partial(_hash, max_pixels=config.max_pixels)
+    results = in_processes(hash_image, states, config.workers or available_cores(), _killed)
+    return list(track(results, "hashing images", len(states), "images"))
+
+
+def _hash(state: FileState, max_pixels: int) -> ImageCheck:
     if state[1] < 0:
-        return _missing(path)
+        return _missing(state[0])
     try:
-        return ImageCheck(*state, hashlib.sha256(read_image_file(Path(path), max_pixels)).hexdigest())
+        return ImageCheck(*state, hashlib.sha256(read_image(state[0], max_pixels)).hexdigest())
     except ImageError as error:
         return ImageCheck(*state, reason=str(error.reason), detail=str(error))
 
 
-def _killed(path: str) -> ImageCheck:
+def _killed(state: FileState) -> ImageCheck:
+    path = state[0]
     detail = f"{path}: the process that decoded it was ended by the system, as happens when memory runs out"
-    return ImageCheck(*current_file_state(path, is_file=True), reason=str(DropReason.TOO_LARGE), detail=detail)
+    return ImageCheck(*state, reason=str(DropReason.TOO_LARGE), detail=detail)
 
 
 def _missing(path: str) -> ImageCheck:
@@ -234,12 +268,25 @@ def _missing(path: str) -> ImageCheck:
 def _other_spelling(path: str) -> str:
     """What to do when there is a file with the same name in other bytes; empty when there is none, or the name is ASCII."""
     folder, name = os.path.split(path)
-    if path.isascii():
+    if path.isascii() or is_url(path):
         return ""
     for in_gbk in (os.path.join(os.fsencode(folder), name.encode("gb18030")), path.encode("gb18030")):  # noqa: PTH118 - bytes
         if os.path.exists(in_gbk):  # noqa: PTH110 - bytes
             return "; there is one whose name is in GBK, as archives from Windows unpack: rename it with convmv -f gbk -t utf-8 --notest"
     for form in ("NFC", "NFD"):
         if os.path.exists(unicodedata.normalize(form, path)):  # noqa: PTH110 - never raises, whatever the name
-            return f"; there is one with this name in the other Unicode form, {form}"
+            return _OTHER_FORM.format(form)
     return ""
+
+
+def _with_spelling_hints(checks: list[ImageCheck | None]) -> list[ImageCheck | None]:
+    """The checks, in which missing files of object storage name the other Unicode form, NFC or NFD, if there is a file of this name."""
+    missing = {
+        i: check.path for i, check in enumerate(checks) if check and check.size < 0 and is_url(check.path) and not check.path.isascii()
+    }
+    spellings = {(i, form): unicodedata.normalize(form, path) for i, path in missing.items() for form in ("NFC", "NFD")}
+    states = remote_states(spellings.values())
+    for (i, form), path in spellings.items():
+        if states[path][0] >= 0 and (check := checks[i]) is not None:
+            checks[i] = replace(check, detail=check.detail + _OTHER_FORM.format(form))
+    return checks

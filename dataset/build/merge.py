@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from atomic_io import naming_full_disk, remove_leftovers, write_json
 from dataset import sources
 from dataset.build.deduplication import join
-from dataset.build.fingerprint import current_file_state, matches_fingerprint, write_fingerprint
+from dataset.build.fingerprint import file_states, matches_fingerprint, write_fingerprint
 from dataset.build.image_packing import pack_images
 from dataset.build.image_shards import ImageShards
 from dataset.build.image_validation import ImageCheck, check_images
@@ -29,7 +29,8 @@ from dataset.build.parquet_tables import write_images, write_samples
 from dataset.build.record_buffer import RecordBuffer
 from dataset.config import DataConfig
 from dataset.record_validation import DropReason
-from dataset.source_config import source_names
+from dataset.remote_files import FilePath, RemotePath, files_below
+from dataset.source_config import FolderSource, Source, source_names
 from dataset.sources.record import ParsedRecord, RecordLocation, RejectedRecord
 from errors import TesseraError
 from file_lock import folder_lock
@@ -63,7 +64,7 @@ def merge(config: DataConfig, folder: Path) -> MergeReport:
     cache = folder / "cache"
     if matches_fingerprint(cache / "inputs.parquet", config):
         return replace(MergeReport.load(folder / "report.json"), reused=True)
-    inputs = [current_file_state(path) for path in input_paths(config)]
+    inputs = file_states(input_paths(config))
     report = MergeReport([SourceReport(name, source.format) for name, source in zip(names, config.sources, strict=True)])
     with work_folder(folder) as work:
         with DroppedRecords(report, work / DROPPED_FILE, [source.annotation_files[0] for source in config.sources]) as dropped:
@@ -84,7 +85,7 @@ def merge(config: DataConfig, folder: Path) -> MergeReport:
             (work / name).replace(folder / name)
         (folder / FAILED_DROPPED_FILE).unlink(missing_ok=True)
     states = [*inputs, *((check.path, check.size, check.mtime) for check in checks)]
-    states += [current_file_state(str(folder / name)) for name in OUTPUT_FILES]
+    states += file_states([str(folder / name) for name in OUTPUT_FILES])
     write_fingerprint(cache / "inputs.parquet", config, states)
     return report
 
@@ -189,6 +190,19 @@ def drop_unusable(records: pa.Table, image_checks: list[ImageCheck], dropped: Dr
 
 def input_paths(config: DataConfig) -> list[str]:
     """Annotation files, all files of a folder that is read as a whole, and image folders; these because missing images may be added."""
-    annotations = [path for source in config.sources for path in source.annotation_files]
-    files = [file for path in annotations for file in ([path, *sorted(path.rglob("*"))] if path.is_dir() else [path])]
-    return [str(path) for path in (*files, *(source.images for source in config.sources)) if path is not None]
+    return [path for source in config.sources for file in source.annotation_files for path in _with_content(file, source)] + [
+        f"{str(source.images).rstrip('/')}/" if isinstance(source.images, RemotePath) else str(source.images)
+        for source in config.sources
+        if source.images is not None
+    ]
+
+
+def _with_content(path: FilePath, source: Source) -> list[str]:
+    """A file, or a folder with all that is below it."""
+    if isinstance(path, Path):
+        return list(map(str, [path, *sorted(path.rglob("*"))] if path.is_dir() else [path]))
+    if not isinstance(source, FolderSource):
+        return [str(path)]
+    files = files_below(path)
+    folders = sorted({folder for file in files for folder in file.parents})
+    return [*(f"{path / folder}/" for folder in folders), *(str(path / file) for file in files)]

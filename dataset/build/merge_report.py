@@ -17,6 +17,7 @@ from dataset.build.splits import SPLITS
 from dataset.config import DataConfig
 from dataset.loading.source_mix import describe_shares, source_shares
 from dataset.record_validation import DropReason
+from dataset.remote_files import FilePath
 from dataset.source_config import Split
 from dataset.sources.record import RecordLocation
 from errors import TesseraError
@@ -226,7 +227,7 @@ class DroppedRecords:
         annotations: Annotation file of each source.
     """
 
-    def __init__(self, report: MergeReport, file: Path, annotations: Sequence[Path]):
+    def __init__(self, report: MergeReport, file: Path, annotations: Sequence[FilePath]):
         self.report, self.annotations = report, annotations
         # A lone surrogate in a text becomes its JSON escape.
         self._lines = file.open("w", encoding="utf-8", errors="backslashreplace", newline="\n")

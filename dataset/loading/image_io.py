@@ -8,7 +8,6 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -16,7 +15,9 @@ from PIL import Image, UnidentifiedImageError
 
 from dataset.loading.image_formats import FORMATS, describe_unsupported, without_large_metadata
 from dataset.loading.packed_images import PackedImage
+from dataset.object_storage import StorageError
 from dataset.record_validation import DropReason
+from dataset.remote_files import FilePath, RemotePath
 from errors import TesseraError
 
 T = TypeVar("T")
@@ -71,7 +72,7 @@ class ImageError(TesseraError):
         self.reason, self.size = reason, size
 
 
-def open_image(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def open_image(source: FilePath | bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode an image file (or its bytes) to upright RGB; of an animation, the first frame.
 
     Raises ImageError with reason MISSING_FILE, UNDECODABLE, TOO_MANY_PIXELS or TOO_LARGE. The pixel limit is checked before decoding.
@@ -148,7 +149,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return rgb if transpose_method is None else rgb.transpose(transpose_method)
 
 
-def printable_path(path: Path | str) -> str:
+def printable_path(path: FilePath | str) -> str:
     """A path as text that can be written: bytes of a file name that are not UTF-8 become `\\xd5`."""
     try:
         return os.fsencode(path).decode("utf-8", "backslashreplace")
@@ -156,28 +157,39 @@ def printable_path(path: Path | str) -> str:
         return str(path).encode("utf-8", "backslashreplace").decode()
 
 
-def read_image_file(path: Path, max_pixels: int = MAX_PIXELS) -> bytes:
+def read_image_file(path: FilePath, max_pixels: int = MAX_PIXELS) -> bytes:
     """The bytes of an image file.
 
     Raises ImageError with reason MISSING_FILE, or TOO_LARGE for a file that is larger than an image of `max_pixels` can be or that does
-    not fit into memory.
+    not fit into memory. Its cause is a StorageError when object storage cannot be used.
     """
-    name = printable_path(path)
+    name, limit = printable_path(path), max_pixels * _MAX_BYTES_PER_PIXEL + _MAX_METADATA_BYTES
     try:
+        if isinstance(path, RemotePath):
+            data = path.read(limit + 1)
+            if len(data) > limit:
+                raise _too_large(name, path.size(), max_pixels)
+            return data
         if (packed := PackedImage.parse(path)) is not None:
             return packed.read()
         with path.open("rb", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
-            if size > max_pixels * _MAX_BYTES_PER_PIXEL + _MAX_METADATA_BYTES:
-                message = f"{name}: {size:,} bytes, more than an image of {max_pixels:,} pixels, which is the limit, can have"
-                raise ImageError(DropReason.TOO_LARGE, message)
+            if size > limit:
+                raise _too_large(name, size, max_pixels)
             return file.readall()
+    except StorageError as error:
+        raise ImageError(DropReason.MISSING_FILE, str(error)) from error
     except MemoryError as error:
         raise ImageError(DropReason.TOO_LARGE, f"{name}: there is not enough memory to read the file") from error
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise ImageError(DropReason.MISSING_FILE, f"{name}: there is no such file") from error
     except (OSError, ValueError) as error:
         raise ImageError(DropReason.MISSING_FILE, f"{name}: cannot be read ({_describe_error(error)})") from error
+
+
+def _too_large(name: str, size: int, max_pixels: int) -> ImageError:
+    message = f"{name}: {size:,} bytes, more than an image of {max_pixels:,} pixels, which is the limit, can have"
+    return ImageError(DropReason.TOO_LARGE, message)
 
 
 def read_with_retries(read: Callable[[], T]) -> T:

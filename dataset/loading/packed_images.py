@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from dataset.remote_files import FilePath, is_url
+
 _LOCATION = re.compile(r"(?P<shard>.+\.tar)#(?P<offset>\d+)\+(?P<size>\d+)", re.DOTALL)
 
 
@@ -22,9 +24,9 @@ class PackedImage:
     size: int
 
     @classmethod
-    def parse(cls, path: Path | str) -> Self | None:
+    def parse(cls, path: FilePath | str) -> Self | None:
         """The packed image that a path names; None if it is that of a file."""
-        match = _LOCATION.fullmatch(str(path))
+        match = None if is_url(str(path)) else _LOCATION.fullmatch(str(path))
         return None if match is None else cls(match["shard"], int(match["offset"]), int(match["size"]))
 
     def __str__(self) -> str:
@@ -44,6 +46,6 @@ class PackedImage:
 
 
 def file_of_image(path: Path | str) -> Path:
-    """The file that holds an image: its shard if it is packed, else the path itself."""
+    """The local file that holds an image: its shard if it is packed, else the path itself."""
     packed = PackedImage.parse(path)
     return Path(path if packed is None else packed.shard)

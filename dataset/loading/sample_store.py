@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from dataset.loading.image_io import MAX_PIXELS, open_image
+from dataset.remote_files import FilePath, parse_path
 from dataset.sample import IMAGES_SCHEMA, SAMPLES_SCHEMA, Message, Sample
 from dataset.source_config import Split
 from errors import UsageError, command
@@ -31,7 +32,7 @@ class ImageRow:
     """A row of `images.parquet`. Width and height in pixels, after EXIF rotation; sha256 of the file; source that named it first."""
 
     image_id: int
-    path: Path
+    path: FilePath
     width: int
     height: int
     sha256: str
@@ -154,7 +155,7 @@ def _check_same_merge(folder: Path) -> None:
 
 
 def _image(row: dict[str, Any]) -> ImageRow:
-    return ImageRow(**{**row, "path": Path(row["path"])})
+    return ImageRow(**{**row, "path": parse_path(row["path"])})
 
 
 def _sample(row: dict[str, Any]) -> Sample:

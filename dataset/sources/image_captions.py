@@ -10,12 +10,13 @@ import itertools
 import re
 from collections import Counter
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import PurePosixPath
 from typing import Any
 
 from dataset.config import DataConfig
 from dataset.loading.image_formats import IMAGE_SUFFIXES
 from dataset.record_validation import DropReason, InvalidRecordError
+from dataset.remote_files import FilePath, files_below
 from dataset.source_config import AiChallengerSource, CocoCaptionsSource, FlickrCaptionsSource, FolderSource
 from dataset.sources.json_reader import JsonReader, read_array
 from dataset.sources.record import (
@@ -89,7 +90,7 @@ def flickr_captions(source: FlickrCaptionsSource, config: DataConfig) -> tuple[R
     return iter(records), parse
 
 
-def _flickr_lines(path: Path) -> Records:
+def _flickr_lines(path: FilePath) -> Records:
     """Rows of `image` and `caption`."""
     with open_text(path, newline="\n") as file:
         if file.readline().strip() == "image,caption":
@@ -106,12 +107,12 @@ def _flickr_lines(path: Path) -> Records:
 def folder(source: FolderSource, config: DataConfig) -> tuple[Records, Parser]:
     """One sample per image, in the order of their names. An image without captions and captions without an image are rejected."""
     [root] = source.annotation_files
-    files = sorted(path.relative_to(root) for path in root.rglob("*") if path.is_file())
+    files = files_below(root)
     images = {path.with_suffix(""): path for path in files if path.suffix.lower() in IMAGE_SUFFIXES}
     texts = {path.with_suffix(""): path for path in files if path.suffix.lower() == ".txt"}
 
     def parse(location: RecordLocation, record: dict[str, Any]) -> RawSample:
-        name = Path(record["name"])
+        name = PurePosixPath(record["name"])
         if name not in images or name not in texts:
             found, missing = (images[name], "text") if name in images else (texts[name], "image")
             raise InvalidRecordError(DropReason.UNPAIRED, f"{found} has no {missing} file of the same name")
@@ -133,7 +134,7 @@ class _CocoFile:
     rejected: list[tuple[RecordLocation, InvalidRecordError]] = field(default_factory=list)
 
 
-def _read_coco_file(path: Path) -> _CocoFile:
+def _read_coco_file(path: FilePath) -> _CocoFile:
     content = _CocoFile()
     with JsonReader(path) as file:
         for key, entries in file.iter_members(("images", "annotations"), 'an object with the lists "images" and "annotations"'):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from dataset.record_validation import encoding_hint
+from dataset.remote_files import FilePath
 from errors import TesseraError
 
 _CHUNK = 1 << 20
@@ -64,12 +65,12 @@ class JsonReader:
     Raises TesseraError with line and column on invalid JSON, and when the file cannot be opened.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: FilePath):
         self.path = path
 
     def __enter__(self) -> Self:
         try:
-            self._file = self.path.open("rb")
+            self._file = self.path.open("rb") if isinstance(self.path, Path) else self.path.open()
         except OSError as error:
             raise TesseraError(f"{self.path}: cannot be read ({error.strerror})") from error
         mark = self._file.read(4)
@@ -214,7 +215,7 @@ class JsonReader:
         return TesseraError(f"{self.path}: not valid JSON at line {line + 1} column {column + 1}: {message[:1].lower()}{message[1:]}{hint}")
 
 
-def read_array(path: Path, member: str | None = None) -> Iterator[Any]:
+def read_array(path: FilePath, member: str | None = None) -> Iterator[Any]:
     """The elements of a JSON file that is a list or, with `member`, an object with a list under that key.
 
     Raises TesseraError when it is neither, or invalid JSON.

@@ -10,15 +10,16 @@ from typing import Any
 
 from dataset.config import DataConfig
 from dataset.record_validation import DropReason, InvalidRecordError, encoding_hint
+from dataset.remote_files import FilePath, RemotePath, is_url, known_protocol, parse_path
 from dataset.sample import IMAGE_PLACEHOLDER, Message, Role, Task, hash_to_index, join_parts
 from dataset.source_config import SourceBase, Split
 from dataset.sources.json_reader import NestedTooDeeply
 
-_WEB_ADDRESS = re.compile("(https?|ftp|s3|gs)://", re.IGNORECASE)
+_WEB_ADDRESS = re.compile("(https?|ftp)://", re.IGNORECASE)
 _DRIVE = re.compile("[A-Za-z]:")
 
-ImageSource = Path | bytes
-"""Path of an image file, or the encoded bytes of an image that is embedded in the annotation file."""
+ImageSource = FilePath | bytes
+"""Path or URL of an image file, or the encoded bytes of an image that is embedded in the annotation file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,11 +107,11 @@ def require_field(record: dict[str, Any], *names: str) -> Any:
     raise InvalidRecordError(DropReason.MISSING_FIELD, f'it has no "{" or ".join(names)}"')
 
 
-def image_path(source: SourceBase, name: Any) -> Path:
-    """Path of an image by its name; backslashes separate folders, as Windows writes them, unless a file's own name has them.
+def image_path(source: SourceBase, name: Any) -> FilePath:
+    """Path or URL of an image by its name; backslashes separate folders, as Windows writes them, unless a local file's own name has them.
 
-    Raises InvalidRecordError when the name is not a string, is blank, is not valid UTF-8, is a web address, or leads out of the
-    folder without permission.
+    Raises InvalidRecordError when the name is not a string, is blank, is not valid UTF-8, is a web address or a URL of an unknown kind, or
+    leads out of the folder without permission.
     """
     if not isinstance(name, str) or not name.strip():
         raise InvalidRecordError(DropReason.MISSING_FIELD, f"expected an image name, found {name!r}")
@@ -123,18 +124,32 @@ def image_path(source: SourceBase, name: Any) -> Path:
         detail = f"{name} is a web address: download the images first, and give the names of the files"
         raise InvalidRecordError(DropReason.MISSING_FILE, detail)
     folder, name = source.image_folder, name.removeprefix("file://")
-    if "\\" in name and not os.path.exists(folder / name):  # noqa: PTH110 - unlike Path.exists it never raises
+    # os.path.exists, because unlike Path.exists it never raises.
+    if "\\" in name and (isinstance(folder, RemotePath) or not os.path.exists(folder / name)):  # noqa: PTH110
         name = name.replace("\\", "/")
     if not source.allow_outside_images and _leads_outside(name, folder):
-        detail = f"{name} is an absolute path or has '..', so it may lead out of {folder}; allow_outside_images: true permits it"
+        kind = "is a URL" if is_url(name) else "is an absolute path or has '..'"
+        detail = f"{name} {kind}, so it may lead out of {folder}; allow_outside_images: true permits it"
         raise InvalidRecordError(DropReason.OUTSIDE, detail)
-    return folder / str(name)
+    if is_url(name):
+        if not known_protocol(name):
+            raise InvalidRecordError(DropReason.MISSING_FILE, f"{name}: no such kind of URL is known; expected s3://, gs:// or hf://")
+        return parse_path(name)
+    return Path(name) if isinstance(folder, RemotePath) and _is_absolute(name) else folder / str(name)
 
 
-def _leads_outside(name: str, folder: Path) -> bool:
-    """Whether a file name has a part `..`, or is an absolute path, on Unix or Windows, to what is not in the folder."""
-    is_absolute = name.startswith("/") or _DRIVE.match(name) is not None
-    return ".." in name.split("/") or (is_absolute and not Path(name).is_relative_to(folder.absolute()))
+def _is_absolute(name: str) -> bool:
+    """Whether a file name is an absolute path, on Unix or Windows."""
+    return name.startswith("/") or _DRIVE.match(name) is not None
+
+
+def _leads_outside(name: str, folder: FilePath) -> bool:
+    """Whether a file name has a part `..`, or is an absolute path or a URL of what is not in the folder."""
+    if ".." in name.split("/"):
+        return True
+    if isinstance(folder, RemotePath):
+        return _is_absolute(name) or (is_url(name) and not name.startswith(f"{str(folder).rstrip('/')}/"))
+    return is_url(name) or (_is_absolute(name) and not Path(name).is_relative_to(folder.absolute()))
 
 
 def require_id(record: dict[str, Any], name: str) -> int | str:
@@ -193,7 +208,7 @@ def caption_sample(
     if not targets:
         raise InvalidRecordError(DropReason.EMPTY, "there is no caption")
     # Hash names and captions, not the position: the question stays the same when other records are added or removed.
-    names = [image.name for image in images if isinstance(image, Path)]
+    names = [image.name for image in images if not isinstance(image, bytes)]
     key = "\0".join((*names, *targets)).encode("utf-8", "replace").decode()
     question = questions[hash_to_index(key, seed, 0, len(questions))]
     return RawSample(location, location.key, tuple(images), "caption", (image_question(question, len(images)),), targets, targets)

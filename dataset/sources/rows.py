@@ -1,16 +1,18 @@
 """Rows of tables: CSV, TSV, JSON lines, one JSON list, Parquet, and Arrow batches."""
 
 import csv
+import io
 import json
 import sys
 from collections.abc import Iterable
-from pathlib import Path
+from contextlib import nullcontext
 from typing import Any, TextIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dataset.record_validation import DropReason, InvalidRecordError, encoding_hint
+from dataset.remote_files import FilePath, RemotePath
 from dataset.sources.json_reader import decode_json, read_array
 from dataset.sources.record import RecordLocation, Records, enumerate_records
 from errors import TesseraError
@@ -21,7 +23,7 @@ ROWS_PER_BATCH = 64
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
 
-def read_rows(path: Path, columns: Iterable[str] | None = None) -> Records:
+def read_rows(path: FilePath, columns: Iterable[str] | None = None) -> Records:
     """The rows of a table in file order; its suffix says what it is: .csv, .tsv, .parquet, .json (one list), else JSON lines.
 
     Args:
@@ -36,7 +38,7 @@ def read_rows(path: Path, columns: Iterable[str] | None = None) -> Records:
     return _parquet_rows(path, columns) if suffix == ".parquet" else _jsonl_rows(path)
 
 
-def _jsonl_rows(path: Path) -> Records:
+def _jsonl_rows(path: FilePath) -> Records:
     with open_text(path, newline="\n") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
@@ -49,7 +51,7 @@ def _jsonl_rows(path: Path) -> Records:
             yield RecordLocation("line", number), row
 
 
-def delimited_rows(path: Path, delimiter: str) -> Records:
+def delimited_rows(path: FilePath, delimiter: str) -> Records:
     """Rows by the names of the header; an empty field is null. A location is the line that a row begins on."""
     csv.field_size_limit(sys.maxsize)
     with open_text(path, newline="") as file:
@@ -70,28 +72,36 @@ def _delimited_row(header: list[str], row: list[str]) -> dict[str, Any] | Invali
     return {name: value or None for name, value in zip(header, row, strict=True)}
 
 
-def open_text(path: Path, newline: str | None) -> TextIO:
+def open_text(path: FilePath, newline: str | None) -> TextIO:
     """The file as UTF-8 without a byte order mark; bytes that are no UTF-8 become lone surrogates, so that only their record is dropped."""
     try:
+        if isinstance(path, RemotePath):
+            return io.TextIOWrapper(path.open(), encoding="utf-8-sig", errors="surrogateescape", newline=newline)
         return path.open(encoding="utf-8-sig", errors="surrogateescape", newline=newline)
     except OSError as error:
         raise TesseraError(f"{path}: cannot be read ({error.strerror})") from error
 
 
-def _parquet_rows(path: Path, columns: Iterable[str] | None) -> Records:
+def _parquet_rows(path: FilePath, columns: Iterable[str] | None) -> Records:
     try:
-        # Mapped: read otherwise, the pages of all row groups would be copied into memory.
-        with pq.ParquetFile(path, memory_map=True) as file:
+        # Mapped, if it is local: read otherwise, the pages of all row groups would be copied into memory.
+        with for_arrow(path) as source, pq.ParquetFile(source, memory_map=True) as file:
             names = None if columns is None else [name for name in columns if name in file.schema_arrow.names]
             yield from arrow_rows(file.iter_batches(batch_size=ROWS_PER_BATCH, columns=names))
     except (pa.ArrowException, OSError) as error:
         raise TesseraError(f"{path}: not a Parquet file that can be read: {' '.join(str(error).split())}") from error
 
 
-def parquet_columns(path: Path) -> list[str]:
+def for_arrow(path: FilePath) -> Any:
+    """Context with what Arrow reads a file from."""
+    return path.open() if isinstance(path, RemotePath) else nullcontext(path)
+
+
+def parquet_columns(path: FilePath) -> list[str]:
     """The names of the columns of a Parquet file. Raises TesseraError when it is none."""
     try:
-        return list(pq.read_schema(path).names)
+        with for_arrow(path) as source:
+            return list(pq.read_schema(source).names)
     except (pa.ArrowException, OSError) as error:
         raise TesseraError(f"{path}: not a Parquet file that can be read: {' '.join(str(error).split())}") from error
 

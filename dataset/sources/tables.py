@@ -9,7 +9,9 @@ from webdataset.tariterators import group_by_keys, tar_file_iterator
 
 from dataset.config import DataConfig
 from dataset.loading.image_formats import IMAGE_SUFFIXES
+from dataset.object_storage import StorageError
 from dataset.record_validation import DropReason, InvalidRecordError
+from dataset.remote_files import FilePath
 from dataset.source_config import TableSource, WebDatasetSource
 from dataset.sources.json_reader import decode_json
 from dataset.sources.layouts import tabular
@@ -34,7 +36,7 @@ def webdataset(source: WebDatasetSource, config: DataConfig) -> tuple[Records, P
     return tabular(_shard_records(shard), source, config, str(shard))
 
 
-def _shard_records(shard: Path) -> Records:
+def _shard_records(shard: FilePath) -> Records:
     """The records of one shard. What cannot be read is one record that is rejected; after a damage in the archive itself nothing more of
     it can be read."""
     errors: list[Exception] = []
@@ -57,7 +59,7 @@ def _shard_records(shard: Path) -> Records:
         return RecordLocation("record", number)
 
     try:
-        file = shard.open("rb")
+        file = shard.open("rb") if isinstance(shard, Path) else shard.open()
     except OSError as error:
         raise TesseraError(f"{shard}: cannot be read ({error.strerror})") from error
     with file:
@@ -72,6 +74,9 @@ def _shard_records(shard: Path) -> Records:
 def _members(file: Any, count: Any) -> Iterator[dict[str, Any]]:
     try:
         yield from tar_file_iterator(file)
+    except StorageError as error:
+        # Not damage in the archive. webdataset adds the repr of the stream.
+        raise StorageError(str(error.args[0]).partition(" @ ")[0]) from error
     except Exception as error:  # noqa: BLE001 - what tarfile and its decompressors raise for damaged archives has no common class
         count(error)
 

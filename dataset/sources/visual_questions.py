@@ -9,12 +9,13 @@ One list: [{"id", "question", "answers": [strings], "image_file"}], with `image`
 import functools
 import os.path
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from dataset.config import DataConfig
 from dataset.record_validation import DropReason, InvalidRecordError
+from dataset.remote_files import FilePath, RemotePath
 from dataset.source_config import VqaMetadataSource, VqaV2Source
 from dataset.sources.json_reader import JsonReader, read_array
 from dataset.sources.record import (
@@ -53,7 +54,7 @@ def vqav2(source: VqaV2Source, config: DataConfig) -> tuple[Records, Parser]:
     """One sample per question, in the order of the question file. Images have the file names of COCO 2014 or 2017."""
     questions, annotation_file = source.annotation_files
     subtype, annotations = _read_annotations(annotation_file)
-    find_image = functools.cache(functools.partial(_coco_image, source.image_folder, subtype))
+    find_image = functools.cache(functools.partial(_coco_image, source.image_folder, subtype, _existence(source.image_folder)))
     split = parse_split_name(subtype)
     seen_ids: set[int | str] = set()
 
@@ -87,7 +88,7 @@ class _Annotation:
     occurrences: int = 1
 
 
-def _read_annotations(path: Path) -> tuple[str, dict[int | str, _Annotation]]:
+def _read_annotations(path: FilePath) -> tuple[str, dict[int | str, _Annotation]]:
     """The COCO subset of an annotation file (train2014, val2014), and its annotations by question id."""
     subtype, by_question = "", dict[int | str, _Annotation]()
     # Millions of answers have few distinct texts: store each text once.
@@ -119,12 +120,19 @@ def _add_annotation(by_question: dict[int | str, _Annotation], entry: Any, disti
     by_question[entry["question_id"]] = _Annotation(entry.get("image_id"), distinct, previous.occurrences + 1 if previous else 1)
 
 
-def _coco_image(folder: Path, subtype: str, image_id: int | str) -> Path:
+def _existence(folder: FilePath) -> Callable[[FilePath], bool]:
+    """What says whether a file of a folder exists; of one in object storage by one listing."""
+    if isinstance(folder, RemotePath):
+        entries = folder.entries()
+        return lambda path: isinstance(path, RemotePath) and (path.exists() if entries is None else path.name in entries)
+    return os.path.exists  # unlike Path.exists it never raises, whatever the name
+
+
+def _coco_image(folder: FilePath, subtype: str, exists: Callable[[FilePath], bool], image_id: int | str) -> FilePath:
     """Path of an image by id: `COCO_train2014_000000000009.jpg`, or `000000000009.jpg` as in the 2017 folders."""
     try:
         number = f"{int(image_id):012d}.jpg"
     except ValueError as error:
         raise InvalidRecordError(DropReason.MISSING_FIELD, f"expected image_id to be a number, found {image_id!r}") from error
     coco_2014_path = folder / f"COCO_{subtype}_{number}"
-    exists = os.path.exists  # unlike Path.exists it never raises, whatever the name
     return folder / number if not exists(coco_2014_path) and exists(folder / number) else coco_2014_path

@@ -4,9 +4,10 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from dataset.build.image_validation import read_image
 from dataset.build.splits import split_by_hash, text_digest
 from dataset.config import DataConfig
-from dataset.loading.image_io import ImageError, measure_image, printable_path, read_image_file
+from dataset.loading.image_io import ImageError, measure_image, printable_path
 from dataset.sample import Sample, detect_language
 from dataset.source_config import Source, Split
 from dataset.sources.record import ImageSource, RawSample, RejectedRecord
@@ -44,12 +45,15 @@ def check_sample(raw: RawSample, source: Source, name: str, config: DataConfig, 
         name: Name of the source.
         config: Limit of the pixels, fractions and seed of the splits.
         held_out: What is known of images that stand in several splits.
+
+    Raises:
+        StorageError: Object storage cannot be used, so that nothing is known of its images.
     """
     sizes, digests, errors = [], [], []
     for number, image in enumerate(raw.images):
         described = printable_path(image) if not isinstance(image, bytes) else f"image {number + 1} of {raw.location}"
         try:
-            data = image if isinstance(image, bytes) else read_image_file(image, config.max_pixels)
+            data = image if isinstance(image, bytes) else read_image(str(image), config.max_pixels)
             digests.append(hashlib.sha256(data).hexdigest())
             sizes.append(measure_image(data, described, config.max_pixels).size)
         except ImageError as error:

@@ -5,7 +5,6 @@ sample or source decides, which the streams then follow. Files of training image
 """
 
 import hashlib
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from atomic_io import write_json
-from cpu_cores import available_cores
 from dataset import sources
 from dataset.build.deduplication import MergeResult, join
-from dataset.build.fingerprint import current_file_state, matches_fingerprint, write_fingerprint
+from dataset.build.fingerprint import current_file_state, file_states, matches_fingerprint, write_fingerprint
 from dataset.build.image_shards import ImageShards
-from dataset.build.image_validation import ImageCheck, check_images, hash_image, in_processes
+from dataset.build.image_validation import ImageCheck, check_images, hash_images
 from dataset.build.merge import PACKED_FOLDER, check_not_empty, drop_unusable, input_paths, read_sources, work_folder
 from dataset.build.merge_report import DROPPED_FILE, DroppedRecords, MergeReport, SourceReport
 from dataset.build.parquet_tables import write_images, write_samples
@@ -26,12 +24,11 @@ from dataset.build.record_buffer import RecordBuffer
 from dataset.build.splits import SPLITS
 from dataset.config import DataConfig
 from dataset.loading.sample_store import SampleStore
-from dataset.record_validation import DropReason
 from dataset.source_config import Split, source_names
 from dataset.sources.record import RejectedRecord
 from dataset.streaming.checked_sample import HeldOut, split_of
 from errors import UsageError, command
-from progress import Progress, track
+from progress import Progress
 
 HELD_OUT_FILE = "held_out.parquet"
 """SHA-256 of the images, and of texts without images, whose split another sample or source decides, with that split."""
@@ -64,7 +61,7 @@ def set_aside(config: DataConfig, folder: Path) -> MergeReport:
         UsageError: Another process writes into the folder.
     """
     names = source_names(config.sources)
-    inputs = [current_file_state(path) for path in input_paths(config)]
+    inputs = file_states(input_paths(config))
     report = MergeReport([SourceReport(name, source.format) for name, source in zip(names, config.sources, strict=True)])
     report.images_compared = False
     with work_folder(folder) as work:
@@ -97,13 +94,8 @@ def set_aside(config: DataConfig, folder: Path) -> MergeReport:
 def _hash_images(paths: list[str], config: DataConfig) -> list[ImageCheck]:
     """The SHA-256 of each image, or why its file cannot be read."""
     files = [path for path in paths if not path.startswith(_INSIDE)]
-    results = in_processes(partial(hash_image, max_pixels=config.max_pixels), files, config.workers or available_cores(), _killed)
-    by_path = dict(zip(files, track(results, "hashing images", len(files), "images"), strict=True))
+    by_path = dict(zip(files, hash_images(files, config), strict=True))
     return [by_path.get(path) or ImageCheck(path, 0, 0, path.removeprefix(_INSIDE)) for path in paths]
-
-
-def _killed(path: str) -> ImageCheck:
-    return ImageCheck(path, 0, 0, reason=str(DropReason.TOO_LARGE), detail=f"{path}: the process that read it was ended by the system")
 
 
 def _decided_elsewhere(kept: pa.Table, hashed: list[ImageCheck], everything: MergeResult, config: DataConfig) -> dict[str, Split]:

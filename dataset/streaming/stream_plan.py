@@ -9,11 +9,15 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from dataset import sources
+from dataset.build.fingerprint import file_states
 from dataset.config import DataConfig
 from dataset.loading.image_formats import IMAGE_SUFFIXES
+from dataset.remote_files import FilePath, files_below
 from dataset.sample import Language, Prompts, Task, detect_language
-from dataset.source_config import FolderSource, Source, matching_files, source_names
+from dataset.source_config import FolderSource, Source, source_names
+from dataset.source_files import matching_files
 from dataset.sources.record import RawSample
+from dataset.sources.rows import for_arrow
 from dataset.streaming.checked_sample import HeldOut
 from dataset.streaming.sample_reader import StreamPlan
 
@@ -55,9 +59,9 @@ def _estimated_records(source: Source, config: DataConfig) -> float:
     """About how many records a source has, from the sizes of its files and of its first records; 0 where that cannot be told."""
     files = matching_files(getattr(source, source.file_keys[0])) if source.file_keys else source.annotation_files
     if isinstance(source, FolderSource):
-        count = float(sum(path.suffix.lower() in IMAGE_SUFFIXES for folder in files for path in folder.rglob("*")))
+        count = float(sum(path.suffix.lower() in IMAGE_SUFFIXES for folder in files for path in files_below(folder)))
     elif all(path.suffix == ".parquet" for path in files):
-        count = float(sum(pq.read_metadata(path).num_rows for path in files))
+        count = float(sum(map(_parquet_length, files)))
     else:
         records, _ = sources.open_part(source.parts()[0], config)
         with_keys = files[0].suffix.lower() not in (".csv", ".tsv")
@@ -66,10 +70,15 @@ def _estimated_records(source: Source, config: DataConfig) -> float:
     return count if source.limit is None else min(count, source.limit)
 
 
-def _bytes_on_disk(path: Path) -> int:
-    if path.is_dir():
+def _parquet_length(path: FilePath) -> int:
+    with for_arrow(path) as source:
+        return int(pq.read_metadata(source).num_rows)
+
+
+def _bytes_on_disk(path: FilePath) -> int:
+    if isinstance(path, Path) and path.is_dir():
         return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    return path.stat().st_size if path.is_file() else 0
+    return max(file_states([str(path)])[0][1], 0)
 
 
 def _size(value: Any, with_keys: bool) -> int:

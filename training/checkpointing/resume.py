@@ -154,7 +154,10 @@ def streamed_data_settings(data: DataConfig) -> dict[str, Any]:
     """The identity of streamed samples: what decides which ones are read, in which order, and the sizes of the files with the records."""
     kept = ("sources", "split", "seed", "max_pixels", "vqa_target", "shuffle_buffer_size")
     settings = {key: value for key, value in TypeAdapter(DataConfig).dump_python(data, mode="json").items() if key in kept}
-    files = [(str(path), path.stat().st_size if path.is_file() else 0) for source in data.sources for path in source.annotation_files]
+    # Imported here: `train.py --help` loads this module, and needs no Arrow.
+    from dataset.build.fingerprint import file_states
+
+    files = [state[:2] for state in file_states([str(path) for source in data.sources for path in source.annotation_files], is_file=True)]
     described = json.dumps([settings, files], sort_keys=True).encode("utf-8", "surrogateescape")
     return {DATA_KEY: hashlib.sha256(described).hexdigest()}
 

@@ -25,6 +25,7 @@ from PIL import Image
 from dataset.loading.image_io import MAX_PIXELS, ImageError, open_image, read_image_file, read_with_retries
 from dataset.loading.packed_images import file_of_image
 from dataset.loading.sample_store import ImageRow
+from dataset.remote_files import FilePath
 from errors import TesseraError, UsageError, command
 from model.hub.download import format_bytes
 from model.kernels.autocast import autocast, frozen_dtype
@@ -54,7 +55,7 @@ IMAGES_PER_BATCH = 32
 class ImageFile:
     """An image file. digest: SHA-256 of its bytes; max_pixels: size limit of the decoded image."""
 
-    path: Path
+    path: FilePath
     digest: str
     max_pixels: int
 
@@ -209,10 +210,10 @@ def _open_and_hash(image: ImageFile) -> tuple[Image.Image, str]:
 
 
 def _image_file(row: ImageRow, merged_at: int) -> ImageFile:
-    """The file of an image; it is hashed again when it was modified after preprocessing."""
+    """The file of an image; a local one is hashed again when it was modified after preprocessing."""
     digest, max_pixels = row.sha256, max(MAX_PIXELS, row.width * row.height)
     # A file that is gone keeps the digest of the merge: its features may be there already.
     with contextlib.suppress(OSError, ImageError):
-        if file_of_image(row.path).stat().st_mtime_ns > merged_at:
+        if isinstance(row.path, Path) and file_of_image(row.path).stat().st_mtime_ns > merged_at:
             digest = hashlib.sha256(read_image_file(row.path, max_pixels)).hexdigest()
     return ImageFile(row.path, digest, max_pixels)

@@ -54,7 +54,7 @@ def test_both_sides_get_the_same_samples(workspace: Workspace, tmp_path: Path) -
     for sample, line in zip(ours, theirs, strict=True):
         assert sample.messages[0].content == "<image>\n" + line["prompt"][0]["content"]
         assert line["completion"] == [{"role": "assistant", "content": sample.targets[0]}]
-        assert line["images"] == [str(store.image(sample.image_ids[0]).path.absolute())]
+        assert line["images"] == [str(Path(store.image(sample.image_ids[0]).path).absolute())]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter, defaultdict
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -66,7 +67,9 @@ class TestDropped:
         text = json.dumps([conversation(name, "?", "x") for name in ("a.jpg", "hole.jpg")])
         nested = "[" * 30_000 + "]" * 30_000
         source = raw.llava([])
-        source.annotation_files[0].write_text(f'{text[:-1]}, {nested}, {{"image": {"7" * 5000}, "conversations": []}}]', encoding="utf-8")
+        Path(source.annotation_files[0]).write_text(
+            f'{text[:-1]}, {nested}, {{"image": {"7" * 5000}, "conversations": []}}]', encoding="utf-8"
+        )
         report = raw.merge(source)
         assert report.sources[0].dropped == {"not an object": 1, "missing field": 1, "too large for memory": 1}
         assert report.sources[0].kept == 1

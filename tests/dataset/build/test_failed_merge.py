@@ -4,6 +4,7 @@ import pickle
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -39,9 +40,9 @@ class TestFailure:
     def test_a_failed_merge_leaves_the_previous_result(self, raw: RawFiles, content: str | None, message: str) -> None:
         previous = self.previous_result(raw)
         broken = raw.llava([], name="broken")
-        broken.annotation_files[0].unlink()
+        Path(broken.annotation_files[0]).unlink()
         if content is not None:
-            broken.annotation_files[0].write_text(content)
+            Path(broken.annotation_files[0]).write_text(content)
         with pytest.raises(TesseraError, match=message) as raised:
             raw.merge(broken)
         assert raised.value.exit_status == 1

@@ -31,7 +31,7 @@ def test_files_are_packed_as_they_are_and_no_longer_needed(raw: RawFiles) -> Non
     for name in ("a.png", "b.jpg"):
         (raw.images / name).unlink()
     assert [read_image_file(row.path) for row in store.images()] == files
-    assert {file_of_image(row.path) for row in store.images()} == {raw.merged / "packed" / "images-00000.tar"}
+    assert {file_of_image(str(row.path)) for row in store.images()} == {raw.merged / "packed" / "images-00000.tar"}
     assert [store.load_image(i).size for i in (0, 1)] == [(12, 8), (64, 40)]
 
 

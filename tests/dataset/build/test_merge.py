@@ -102,7 +102,7 @@ class TestImages:
         assert (report.images, report.samples) == (2, 4)
         assert report.sources[0].dropped == {DropReason.UNDECODABLE: 1}
         first, second = SampleStore(raw.merged).images()
-        assert {file_of_image(row.path) for row in (first, second)} == {raw.merged / "packed" / "images-00000.tar"}
+        assert {file_of_image(str(row.path)) for row in (first, second)} == {raw.merged / "packed" / "images-00000.tar"}
         assert (read_image_file(first.path), read_image_file(second.path)) == (data, other)
         with tarfile.open(raw.merged / "packed" / "images-00000.tar") as shard:
             assert shard.getnames()[:2] == [f"{first.sha256}.png", f"{second.sha256}.jpg"]

@@ -129,7 +129,7 @@ class TestCocoCaptions:
         source = CocoCaptionsSource(format="coco_captions", annotations=raw.write("captions.json", {"images": []}))
         with pytest.raises(TesseraError, match="it has no 'annotations'"):
             read(source)
-        source.annotation_files[0].write_text("[]")
+        Path(source.annotation_files[0]).write_text("[]")
         with pytest.raises(TesseraError, match="expected an object with the lists"):
             read(source)
 
@@ -240,12 +240,12 @@ class TestMessages:
 
     def test_blank_lines_are_skipped_and_locations_are_line_numbers(self, raw: RawFiles) -> None:
         source = raw.messages(["nonsense"])
-        source.annotation_files[0].write_text(f"\n{json.dumps(self.ROWS[1])}\n\n[]\n")
+        Path(source.annotation_files[0]).write_text(f"\n{json.dumps(self.ROWS[1])}\n\n[]\n")
         assert rejected(source) == [("line 4", DropReason.NOT_AN_OBJECT)]
 
     def test_a_line_that_is_not_json_is_an_error_with_its_position(self, raw: RawFiles) -> None:
         source = raw.messages(list(self.ROWS))
-        source.annotation_files[0].write_text(f"{json.dumps(self.ROWS[1])}\n" + '{"messages": oops}\n')
+        Path(source.annotation_files[0]).write_text(f"{json.dumps(self.ROWS[1])}\n" + '{"messages": oops}\n')
         with pytest.raises(TesseraError, match=r"rows\.jsonl: not valid JSON at line 2 column 14"):
             read(source)
 
@@ -305,7 +305,7 @@ def test_a_limit_reads_the_first_records(raw: RawFiles, kind: str) -> None:
 def test_the_error_for_a_missing_annotation_file_names_it(raw: RawFiles, kind: str) -> None:
     source = make_source(raw, kind, [record_with_id(kind, i) for i in range(5)])
     for path in source.annotation_files:
-        path.unlink()
+        Path(path).unlink()
     with pytest.raises(TesseraError, match="cannot be read"):
         list(sources.read(source, DataConfig()))
 

@@ -115,9 +115,9 @@ def test_a_conversation_that_the_assistant_opens_is_refused_with_that_reason(raw
 
 def test_a_number_of_5000_digits_in_a_line_does_not_stop_the_file(raw: RawFiles) -> None:
     source = raw.messages([asked(TEXT)] * 3)
-    first, _, third = source.annotation_files[0].read_text(encoding="utf-8").splitlines()
+    first, _, third = Path(source.annotation_files[0]).read_text(encoding="utf-8").splitlines()
     nested = "[" * 30_000 + "]" * 30_000
-    source.annotation_files[0].write_text(f'{first[:-1]}, "id": {"7" * 5000}}}\n{nested}\n{third}\n', encoding="utf-8")
+    Path(source.annotation_files[0]).write_text(f'{first[:-1]}, "id": {"7" * 5000}}}\n{nested}\n{third}\n', encoding="utf-8")
     assert [str(item.location) for item in sources.read(source, DataConfig()) if isinstance(item, RawSample)] == ["line 1", "line 3"]
     assert rejected(source) == [(DropReason.NOT_AN_OBJECT, "expected an object, found a value with too many levels")]
 
@@ -150,9 +150,9 @@ def test_gbk_lines_are_named_as_gbk(raw: RawFiles) -> None:
     line = json.dumps(
         {"messages": [{"role": "user", "content": "图中有什么？"}, {"role": "assistant", "content": "一只猫"}]}, ensure_ascii=False
     )
-    source.annotation_files[0].write_bytes(line.encode("gbk") + b"\n")
+    Path(source.annotation_files[0]).write_bytes(line.encode("gbk") + b"\n")
     with pytest.raises(TesseraError, match=r"bad encoding .*; it is GBK \(图中有什么？一只\): convert the file to UTF-8"):
         raw.merge(source)
-    source.annotation_files[0].write_bytes('{"messages": "一只猫和一只狗誠"}\n'.encode("gbk"))
+    Path(source.annotation_files[0]).write_bytes('{"messages": "一只猫和一只狗誠"}\n'.encode("gbk"))
     with pytest.raises(TesseraError, match=r"rows\.jsonl: not valid JSON at line 1 .*; it is GBK \(一只猫"):
         raw.merge(source)

@@ -9,7 +9,8 @@ import pytest
 import config as configuration
 from dataset import sources
 from dataset.config import DataConfig
-from dataset.source_config import LlavaSource, VqaV2Source, matching_files
+from dataset.source_config import LlavaSource, VqaV2Source
+from dataset.source_files import matching_files
 from dataset.sources.record import RawSample
 from errors import UsageError
 from tests.dataset.raw_files import RawFiles, conversation

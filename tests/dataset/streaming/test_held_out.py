@@ -5,6 +5,7 @@ import json
 import tarfile
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,7 +23,7 @@ from tests.dataset.raw_files import RawFiles, conversation
 from tests.dataset.streaming.test_sample_reader import content, mixed_sources, read_epoch
 
 
-def streamed_and_set_aside(config: DataConfig, folder: Path) -> tuple[list[object], list[object]]:
+def streamed_and_set_aside(config: DataConfig, folder: Path) -> tuple[list[Any], list[Any]]:
     """The contents of all training samples that one stream reads, and of those that were set aside."""
     loaded = load_held_out(folder, config)
     assert loaded is not None
@@ -39,7 +40,7 @@ def test_together_they_are_the_samples_of_a_merge(raw: RawFiles, seed: int) -> N
     links = {"id": "x", "image": ["1.png", "2.png"], **conversation(None, "<image><image>Both?", "linked")}
     linked = [raw.messages([links]), raw.llava([conversation("2.png", "?", "tested")], name="tested", split="test")]
     texts = [raw.llava([conversation(None, "And now?", "text alone")], name=split, split=split) for split in ("train", "test")]
-    config = dataclasses.replace(config, sources=(*config.sources, *linked, *texts))
+    config = dataclasses.replace(config, sources=(*config.sources, *linked, *texts))  # type: ignore[arg-type]  # mypy joins the types
     expected = raw.merge(*config.sources, split=config.split, seed=seed)
     merged = [(sample.split, content(sample)) for sample in raw.samples() if "#copy" not in sample.sample_id]
     folder = raw.folder / "aside"

@@ -10,11 +10,13 @@ import pytest
 from dataset.config import DataConfig, SplitConfig
 from dataset.sample import Sample
 from dataset.source_config import LlavaSource
+from dataset.streaming.held_out import load_held_out, set_aside
 from dataset.streaming.sample_reader import ReadSample, SampleReader
 from dataset.streaming.source_records import Share
 from dataset.streaming.stream_plan import first_prompts, stream_plan
 from errors import TesseraError
 from tests.dataset.raw_files import RawFiles, conversation, vqa_answers
+from tests.object_storage import Bucket
 
 
 def mixed_sources(raw: RawFiles) -> DataConfig:
@@ -149,3 +151,19 @@ def test_a_record_that_cannot_be_used_any_more_is_named(raw: RawFiles) -> None:
     Path(raw.images / "1.png").unlink()
     with pytest.raises(TesseraError, match=r"llava, record 1: was read before the run was stopped, and cannot be used any more: .*1\.png"):
         reader.find(wanted)
+
+
+def test_sources_of_a_bucket_are_streamed_and_set_aside_like_local_ones(raw: RawFiles, bucket: Bucket) -> None:
+    local = raw.llava([conversation(raw.image(f"{i}.png", 6 * i), "?", f"answer {i}") for i in range(12)], split=None)
+    bucket.upload(raw.folder)
+    split = SplitConfig(validation=0.2, test=0.2)
+    results = []
+    for source, name in ((local, "local"), (bucket.source(local, raw.folder), "remote")):
+        config = raw.config(source, split=split, streaming=True)
+        report = set_aside(config, raw.folder / name)
+        loaded = load_held_out(raw.folder / name, config)
+        assert loaded is not None
+        reader = SampleReader(stream_plan(config, loaded[1]), Share())
+        results.append((report.by_split, [one.checked.sample for one in read_epoch(reader)], [*loaded[0].samples()]))
+    assert results[0] == results[1]
+    assert len(results[0][2]) > 0

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 import config as configuration
 from errors import TesseraError, UsageError
+from tests.object_storage import Bucket
 from training.run import TrainingRun
 
 STAGES = [{"name": "tune", "train": ["connector", "lora"], "max_steps": 9}]
@@ -73,7 +74,7 @@ def test_an_image_that_vanishes_while_its_sample_waits_is_named(streamed: Callab
     def prepare_and_remove() -> object:
         setup = prepare()
         # The samples were checked; what checks them again does not see that the file is gone.
-        monkeypatch.setattr("dataset.streaming.checked_sample.read_image_file", lambda _path, _limit: Path("raw/0.png").read_bytes())
+        monkeypatch.setattr("dataset.build.image_validation.read_image_file", lambda _path, _limit: Path("raw/0.png").read_bytes())
         Path("raw/5.png").unlink()
         return setup
 
@@ -121,3 +122,12 @@ def test_other_files_are_not_resumed_from(streamed: Callable[..., Path]) -> None
     Path("raw/talks.json").write_text(json.dumps(records[1:]))
     with pytest.raises(UsageError, match=r"trained with other settings: data \(samples\.parquet\)"):
         TrainingRun(config, "auto").train()
+
+
+def test_a_bucket_is_streamed_in_forked_loader_processes(streamed: Callable[..., Path], bucket: Bucket) -> None:
+    path = streamed(stages=STAGES, dataloader_num_workers=2)
+    expected = weights(TrainingRun(configuration.load(path)).train())
+    bucket.upload(Path("raw"))
+    source = {"format": "llava", "annotations": f"{bucket.path}/talks.json", "images": str(bucket.path)}
+    found = weights(TrainingRun(configuration.load(path, ["name=remote", "data.sources=" + json.dumps([source])])).train())
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
