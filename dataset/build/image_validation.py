@@ -232,8 +232,8 @@ def _check(state: FileState, max_pixels: int) -> ImageCheck:
         sha256 = hashlib.sha256(data).hexdigest()
         measured = measure_image(data, path, max_pixels)
     except ImageError as error:
-        if is_url(path) and error.reason == DropReason.MISSING_FILE:
-            state = (path, -1, -1)  # rights change without a new version: asked again next time
+        if error.reason == DropReason.MISSING_FILE:
+            state = (path, -1, -1)  # rights change without a new version or time: tried again next time
         return ImageCheck(*state, sha256, *error.size, reason=str(error.reason), detail=str(error))
     return ImageCheck(*state, sha256, *measured.size, "", "", *appearance(measured.preview), measured.is_exact)
 

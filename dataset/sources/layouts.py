@@ -61,6 +61,9 @@ LAYOUTS: dict[str, tuple[str, ...]] = {
 """Layout -> keys of `Columns` that it needs. The first whose columns a table has is taken."""
 
 
+FIRST_RECORDS = 64
+"""Records among which the layout of a table is looked for."""
+
 LETTERS = string.ascii_uppercase
 """Letters of the choices of a question."""
 
@@ -130,7 +133,7 @@ def _names_in_braces(text: str) -> list[str]:
 
 
 def tabular(records: Records, source: TabularSource, config: DataConfig, where: str) -> tuple[Records, Parser]:
-    """The records of a table and their parser, in the layout of the first record that is an object.
+    """The records of a table and their parser, in the layout of the first record that has one: others before it are damaged.
 
     Args:
         records: The rows.
@@ -139,19 +142,26 @@ def tabular(records: Records, source: TabularSource, config: DataConfig, where: 
         where: Name of the table, for messages.
 
     Raises:
-        TesseraError: The layout is not known.
+        TesseraError: None of the first records has a known layout.
     """
     before: list[tuple[RecordLocation, Any]] = []
-    for location, record in records:
+    first_error: TesseraError | None = None
+    for location, record in itertools.islice(records, FIRST_RECORDS):
         before.append((location, record))
         if isinstance(record, dict):
-            parse = _row_parser(find_layout(list(record), source.columns, where), source, config)
-            return itertools.chain(before, records), parse
-    return iter(before), _no_rows
+            try:
+                layout = find_layout(list(record), source.columns, where)
+            except TesseraError as error:
+                first_error = first_error or error
+                continue
+            return itertools.chain(before, records), _row_parser(layout, source, config)
+    if first_error is not None:
+        raise first_error
+    return itertools.chain(before, records), _no_rows
 
 
-def _no_rows(location: RecordLocation, row: dict[str, Any]) -> RawSample:
-    raise AssertionError(f"{location}: {row}")  # there is no row that could be parsed
+def _no_rows(_location: RecordLocation, _row: dict[str, Any]) -> RawSample:
+    raise InvalidRecordError(DropReason.MISSING_FIELD, f"none of the first {FIRST_RECORDS} records can be read, so that no layout is known")
 
 
 def _row_parser(layout: Layout, source: TabularSource, config: DataConfig) -> Parser:

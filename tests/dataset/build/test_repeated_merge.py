@@ -10,8 +10,9 @@ from dataset.build.fingerprint import source_files
 from dataset.build.merge import OUTPUT_FILES
 from dataset.build.merge_report import MergeReport
 from dataset.config import SplitConfig
-from dataset.loading.image_io import read_image_file
+from dataset.loading.image_io import ImageError, read_image_file
 from dataset.loading.sample_store import SampleStore
+from dataset.record_validation import DropReason
 from tests.dataset.raw_files import RawFiles, conversation
 
 HALVES = SplitConfig(validation=0.25, test=0.25)
@@ -47,6 +48,20 @@ class TestRepeatedMerge:
         assert raw.merge(source) == report
         assert opened == []
         assert {name: (raw.merged / name).stat().st_mtime_ns for name in OUTPUT_FILES} == before
+
+    def test_an_image_that_could_not_be_read_is_tried_again(self, raw: RawFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+        source, opened = self.merged(raw, monkeypatch)
+
+        def refuse(path: Path, _max_pixels: int) -> bytes:
+            raise ImageError(DropReason.MISSING_FILE, f"{path}: cannot be read (Permission denied)")
+
+        os.utime(raw.images / "b.jpg", (1, 1))
+        with monkeypatch.context() as refusing:
+            refusing.setattr("dataset.build.image_validation.read_image_file", refuse)
+            assert raw.merge(source).sources[0].dropped == {"missing file": 2}
+        # A change of rights is none of the file.
+        assert raw.merge(source).sources[0].dropped == {"missing file": 1}
+        assert opened == ["b.jpg"]
 
     def test_only_changed_images_are_read_again(self, raw: RawFiles, monkeypatch: pytest.MonkeyPatch) -> None:
         source, opened = self.merged(raw, monkeypatch)

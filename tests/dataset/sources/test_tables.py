@@ -139,6 +139,19 @@ def test_a_broken_member_is_counted_and_the_next_shard_is_read(raw: RawFiles) ->
     assert example.startswith(f"{first}: record 1: a member cannot be read (unexpected end of data"), example
 
 
+def test_a_damaged_first_record_is_counted_and_the_others_are_read(raw: RawFiles) -> None:
+    image = (raw.images / raw.image("0.png")).read_bytes()
+    shard = write_shard(raw.folder / "a.tar", {"0.png": image, "1.png": image, "1.txt": b"a circle"})
+    items = list(sources.read(WebDatasetSource(format="webdataset", shards=shard), DataConfig()))
+    assert [getattr(item, "reason", None) for item in items] == [DropReason.EMPTY, None]
+
+
+def test_no_record_in_a_known_layout_is_an_error_that_names_the_first(raw: RawFiles) -> None:
+    table = write_table(raw.folder / "rows.jsonl", [{"a": 1}, {"b": 2}])
+    with pytest.raises(TesseraError, match="no known layout has the columns a; the nearest is"):
+        list(sources.read(TableSource(format="table", path=table), DataConfig()))
+
+
 def test_commands_in_the_place_of_shards_are_files_that_do_not_exist() -> None:
     """`webdataset` itself would run them."""
     with pytest.raises(TesseraError, match=r"pipe:touch ran\.tar: cannot be read"):
