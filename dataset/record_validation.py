@@ -54,17 +54,18 @@ def check_conversation(messages: Sequence[Message], targets: Sequence[str], answ
             DropReason.TURN_ORDER,
             f"expected alternating user and assistant turns, the assistant last; found {found} before the last",
         )
-    if not targets or not all(map(_has_text, targets)) or not all(_has_text(message.content) for message in messages):
+    if not targets or not all(map(_has_text, [*targets, *[message.content for message in messages]])):
         raise InvalidRecordError(DropReason.EMPTY, "a question or an answer is blank")
-    num_placeholders = sum(message.content.count(IMAGE_PLACEHOLDER) for message in messages if message.role == "user")
+    asked = "\n".join([message.content for message in messages if message.role == "user"])
+    num_placeholders = asked.count(IMAGE_PLACEHOLDER)
     if num_placeholders != num_images:
         raise InvalidRecordError(
             DropReason.IMAGE_COUNT, f"{num_placeholders} {IMAGE_PLACEHOLDER} placeholders in user turns for {num_images} images"
         )
-    others = [*(message.content for message in messages if message.role != "user"), *targets]
-    if any(IMAGE_PLACEHOLDER in text for text in others):
+    others = "\n".join([*[message.content for message in messages if message.role != "user"], *targets])
+    if IMAGE_PLACEHOLDER in others:
         raise InvalidRecordError(DropReason.IMAGE_COUNT, f"{IMAGE_PLACEHOLDER} in a turn that is not the user's")
-    check_encoding("\n".join((*(message.content for message in messages), *targets, *answers)))
+    check_encoding("\n".join([*[message.content for message in messages], *targets, *answers]))
 
 
 def check_encoding(text: str) -> None:

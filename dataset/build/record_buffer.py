@@ -1,7 +1,7 @@
 """The records of a merge: their texts in a temporary Arrow file, a few numbers of each in a table."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -46,7 +46,7 @@ class RecordBuffer:
         self.file = file
         self._records: list[pa.RecordBatch] = []
         self._id_counts: dict[str, int] = {}
-        self._rows = _empty_rows()
+        self._rows: list[tuple[tuple[object, ...], tuple[object, ...]]] = []
         self._characters = 0
         self._stream = pa.OSFile(str(file), "wb")
         self._writer = pa.ipc.new_stream(self._stream, TEXTS_SCHEMA)
@@ -81,26 +81,27 @@ class RecordBuffer:
             files: Indices of its image files.
         """
         contents = [message.content for message in sample.messages]
-        row = {
-            "source": source,
-            "source_split": -1 if split is None else SPLITS.index(split),
-            "files": files,
-            "location_kind": sample.location.kind,
-            "location_number": sample.location.number,
-            "location_file": sample.location.file,
-            "text_digest": None if files else text_digest(contents, sample.targets),
-            "sample_id": self._unique_id(f"{source_name}/{sample.key}"),
-            "task": sample.task,
-            "language": detect_language(*contents, *(() if sample.task == "vqa" else sample.targets)),
-            "messages": [(message.role, message.content) for message in sample.messages],
-            "targets": sample.targets,
-            "answers": sample.answers,
-            "category": sample.category,
-        }
-        for name, value in row.items():
-            self._rows[name].append(value)
+        record = (
+            source,
+            -1 if split is None else SPLITS.index(split),
+            files,
+            sample.location.kind,
+            sample.location.number,
+            sample.location.file,
+            None if files else text_digest(contents, sample.targets),
+        )
+        texts = (
+            self._unique_id(f"{source_name}/{sample.key}"),
+            sample.task,
+            detect_language(*contents, *(() if sample.task == "vqa" else sample.targets)),
+            [(message.role, message.content) for message in sample.messages],
+            sample.targets,
+            sample.answers,
+            sample.category,
+        )
+        self._rows.append((record, texts))
         self._characters += sum(map(len, (*contents, *sample.targets, *sample.answers)))
-        if len(self._rows["task"]) == ROWS_PER_BATCH or self._characters >= CHARACTERS_PER_BATCH:
+        if len(self._rows) == ROWS_PER_BATCH or self._characters >= CHARACTERS_PER_BATCH:
             self._flush()
 
     def batches(self) -> Iterator[pa.RecordBatch]:
@@ -109,10 +110,11 @@ class RecordBuffer:
             yield from pa.ipc.open_stream(file)
 
     def _flush(self) -> None:
+        records, texts = zip(*self._rows, strict=True) if self._rows else ((), ())
         with naming_full_disk(self.file):
-            self._writer.write_batch(pa.record_batch([self._rows[name] for name in TEXTS_SCHEMA.names], schema=TEXTS_SCHEMA))
-        self._records.append(pa.record_batch([self._rows[name] for name in RECORDS_SCHEMA.names], schema=RECORDS_SCHEMA))
-        self._rows, self._characters = _empty_rows(), 0
+            self._writer.write_batch(_record_batch(texts, TEXTS_SCHEMA))
+        self._records.append(_record_batch(records, RECORDS_SCHEMA))
+        self._rows, self._characters = [], 0
 
     def _unique_id(self, sample_id: str) -> str:
         """The id, numbered if it is taken. `#` separates the number, so it is replaced in ids from files."""
@@ -121,5 +123,7 @@ class RecordBuffer:
         return sample_id if count == 1 else f"{sample_id}#{count}"
 
 
-def _empty_rows() -> dict[str, list[object]]:
-    return {name: [] for name in (*RECORDS_SCHEMA.names, *TEXTS_SCHEMA.names)}
+def _record_batch(rows: Sequence[tuple[object, ...]], schema: pa.Schema) -> pa.RecordBatch:
+    """Rows, whose values are in the order of the schema, as columns."""
+    columns = zip(*rows, strict=True) if rows else ((),) * len(schema)
+    return pa.record_batch([list(column) for column in columns], schema=schema)

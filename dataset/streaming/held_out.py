@@ -17,7 +17,15 @@ from dataset.build.deduplication import MergeResult, join
 from dataset.build.fingerprint import current_file_state, file_states, matches_fingerprint, write_fingerprint
 from dataset.build.image_shards import ImageShards
 from dataset.build.image_validation import ImageCheck, check_images, hash_images
-from dataset.build.merge import PACKED_FOLDER, check_not_empty, drop_unusable, input_paths, read_sources, work_folder
+from dataset.build.merge import (
+    PACKED_FOLDER,
+    check_not_empty,
+    drop_unusable,
+    input_paths,
+    read_sources,
+    without_garbage_collection,
+    work_folder,
+)
 from dataset.build.merge_report import DROPPED_FILE, DroppedRecords, MergeReport, SourceReport
 from dataset.build.parquet_tables import write_images, write_samples
 from dataset.build.record_buffer import RecordBuffer
@@ -64,7 +72,7 @@ def set_aside(config: DataConfig, folder: Path) -> MergeReport:
     inputs = file_states(input_paths(config))
     report = MergeReport([SourceReport(name, source.format) for name, source in zip(names, config.sources, strict=True)])
     report.images_compared = False
-    with work_folder(folder) as work:
+    with work_folder(folder) as work, without_garbage_collection():
         with DroppedRecords(report, work / DROPPED_FILE, [source.annotation_files[0] for source in config.sources]) as dropped:
             buffer, images = read_sources(config, dropped, work / "samples.arrow", lambda _image, digest: _INSIDE + digest)
             hashed = _hash_images(images, config)

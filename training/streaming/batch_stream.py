@@ -28,6 +28,9 @@ FIRST_SAMPLES = 128
 training begins soon."""
 SAMPLES_PER_BATCH = 64
 
+ROWS_IN_BUFFER = 2
+"""Packed rows that the samples of a buffer fill at least."""
+
 BUFFER_BYTES = 256 << 20
 """Most bytes of images that came inside files and wait in a buffer; larger ones leave room for fewer samples."""
 
@@ -115,12 +118,16 @@ class BatchStream:
 
     def _fill(self) -> None:
         """Read samples until the buffer has as many as the next batch is chosen from. At the end of an epoch it is emptied first."""
-        wanted = min(self._settings.plan.config.shuffle_buffer_size, FIRST_SAMPLES + SAMPLES_PER_BATCH * self._batches)
-        wanted = max(wanted, self._settings.size if not self._settings.packed else 1)
+        settings = self._settings
+        wanted = min(settings.plan.config.shuffle_buffer_size, FIRST_SAMPLES + SAMPLES_PER_BATCH * self._batches)
+        wanted = max(wanted, 1 if settings.packed else settings.size)
+        # Short samples: more of them, so that rows are full.
+        wanted_tokens = ROWS_IN_BUFFER * settings.size if settings.packed else 0
         held = sum(waiting.read.checked.num_bytes for waiting in self._buffer)
+        tokens = sum(len(waiting.encoded) for waiting in self._buffer)
         self._is_emptied = self._is_emptied and bool(self._buffer)
         ended_epochs = 0
-        while not self._is_emptied and len(self._buffer) < wanted and (held < BUFFER_BYTES or not self._buffer):
+        while not self._is_emptied and (len(self._buffer) < wanted or tokens < wanted_tokens) and (held < BUFFER_BYTES or not self._buffer):
             read = self._reader.read()
             if read is None:
                 self._is_emptied = bool(self._buffer)
@@ -128,11 +135,12 @@ class BatchStream:
                 if ended_epochs > 1:
                     raise TesseraError("data.sources: of a whole epoch no training sample has a supervised token within model.max_length")
                 continue
-            repeat = self._settings.plan.config.sources[read.source].repeat
+            repeat = settings.plan.config.sources[read.source].repeat
             added = [waiting for copy in range(repeat) if (waiting := self._encoded(read, copy)) is not None]
             self._buffer += added
             self._left_out += repeat - len(added)
             held += read.checked.num_bytes if added else 0
+            tokens += sum(len(waiting.encoded) for waiting in added)
 
     def _encoded(self, read: ReadSample, copy: int) -> Waiting | None:
         """The sample with the tokens of its epoch; None when the model does not take its images or nothing would be supervised."""

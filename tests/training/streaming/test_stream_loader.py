@@ -83,3 +83,13 @@ def test_processes_that_cannot_share_the_streams_are_refused(tmp_path: Path) -> 
     (tmp_path / "stream_0.json").write_text("{")
     with pytest.raises(UsageError, match=r"stream_\*\.json cannot be read .JSONDecodeError.; take an earlier checkpoint"):
         StreamLayout.saved(ProcessGroup(0, 1), tmp_path)
+
+
+def test_rows_of_short_samples_are_full_from_the_first_on(streamed: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.streaming.batch_stream.FIRST_SAMPLES", 1)
+    monkeypatch.setattr("training.streaming.batch_stream.SAMPLES_PER_BATCH", 0)
+    setup = setup_run(configuration.load(streamed(stages=STAGES, batching="packed", packing_length=512)))
+    assert setup.stream is not None
+    lengths = {len(encoded) for encoded in setup.stream.first}
+    batch = next(iter(StreamDataset(setup.stream.settings, StreamLayout(ProcessGroup(), 1))))
+    assert len(batch["layout"].sample_ids) >= 512 // max(lengths) - 1 > 3
