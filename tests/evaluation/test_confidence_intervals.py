@@ -129,4 +129,7 @@ def test_intervals_cover_in_every_simulated_setting(images: int) -> None:
         for sizes in ("one", "three", "unequal")
     }
     print(images, min(means.values()), min(differences.values()))
-    assert {key: value for key, value in (means | differences).items() if value < MIN_COVERAGE} == {}
+    # Of more than a hundred settings some fall below by chance: their coverage is known to 0.4 points, after ten times the runs to 0.13.
+    low_means = {key: mean_coverage(images, *key, runs=40_000) for key, value in means.items() if value < MIN_COVERAGE}
+    low_differences = {key: difference_coverage(images, *key, runs=40_000) for key, value in differences.items() if value < MIN_COVERAGE}
+    assert {key: value for key, value in (low_means | low_differences).items() if value < MIN_COVERAGE - 0.0026} == {}
