@@ -49,7 +49,7 @@ SETTINGS = [
 """Questions, images, comparisons, differing scores."""
 
 FEWER_RUNS = {(60, 12, 3, 10): 0.65}
-"""Where less than 70 % of the runs find it: 12 images for three comparisons are the fewest that can show anything (67.8 % of 1,000 runs)."""
+"""Where less than 70 % of the runs find it: 12 images for three comparisons are the fewest that show anything (67.8 % of 1,000 runs)."""
 
 
 @pytest.mark.slow
