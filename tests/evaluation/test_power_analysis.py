@@ -48,7 +48,7 @@ SETTINGS = [
 ]
 """Questions, images, comparisons, differing scores."""
 
-FEWER_RUNS = {(60, 12, 3, 10): 0.65}
+FEWER_RUNS: dict[tuple[int, int, int, float], float] = {(60, 12, 3, 10): 0.65}
 """Where less than 70 % of the runs find it: 12 images for three comparisons are the fewest that show anything (67.8 % of 1,000 runs)."""
 
 
