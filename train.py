@@ -25,6 +25,8 @@ def main(arguments: argparse.Namespace) -> None:
     launch = launch_command(sys.argv[0], psutil.Process(os.getppid()))
     same = ["--config", str(arguments.config_path), *arguments.overrides]
     configuration.check_model_paths(arguments.config, *(f"model.{key}" for key in arguments.config.model.base_models))
+    if arguments.config.data.streaming:
+        configuration.check_source_paths(arguments.config)
     check_before_loading(arguments.config, arguments.resume)
     lock = contextlib.nullcontext() if rank else folder_lock(arguments.config.checkpoint_folder, ".training.lock", "training")
     try:

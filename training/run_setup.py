@@ -22,7 +22,6 @@ from dataset.loading.sample_store import SampleStore
 from dataset.loading.samplers import DistributedBatchSampler
 from dataset.loading.source_mix import SourceMix, describe_shares
 from dataset.source_config import source_names
-from dataset.streaming.stream_plan import first_prompts
 from errors import UsageError
 from model.family import Collate, Family, family
 from model.kernels.autocast import Precision
@@ -127,7 +126,7 @@ def setup_run(config: Experiment, machine: Machine | None = None, initial: Initi
         check_settings(config)
         machine = setup_machine(config)
     store, plan = (SampleStore(config.data_folder), None) if not config.data.streaming else open_stream(config, machine.print_once)
-    prompts = recorded_prompts(store) if plan is None else first_prompts(plan)
+    prompts = recorded_prompts(store) if plan is None else plan.prompts
     processor = family(config.model.family).processor(config.model, prompts)
     max_questions = config.train.max_questions_per_conversation
     if max_questions > 1 and not processor.joins_questions:

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from atomic_io import naming_full_disk
 from dataset.build.splits import SPLITS, text_digest
-from dataset.sample import SAMPLES_SCHEMA, detect_language
+from dataset.sample import SAMPLES_SCHEMA
 from dataset.source_config import Split
 from dataset.sources.record import RawSample
 
@@ -93,7 +93,7 @@ class RecordBuffer:
         texts = (
             self._unique_id(f"{source_name}/{sample.key}"),
             sample.task,
-            detect_language(*contents, *(() if sample.task == "vqa" else sample.targets)),
+            sample.language,
             [(message.role, message.content) for message in sample.messages],
             sample.targets,
             sample.answers,

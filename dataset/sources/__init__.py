@@ -47,7 +47,7 @@ def read(source: Source, config: DataConfig, name_files: bool | None = None) -> 
         if name_files:
             location = dataclasses.replace(location, file=str(part.annotation_files[0]))
         try:
-            item: ParsedRecord = _valid_sample(location, record, parse)
+            item: ParsedRecord = valid_sample(location, record, parse)
         except InvalidRecordError as error:
             item = RejectedRecord(location, error.reason, error.detail)
         yield item
@@ -60,8 +60,8 @@ def open_part(part: Source, config: DataConfig) -> tuple[Records, Parser]:
     return opened
 
 
-def _valid_sample(location: RecordLocation, record: Any, parse: Parser) -> RawSample:
-    """The sample of a record. Its category is the record's field of this name, a text or a whole number."""
+def valid_sample(location: RecordLocation, record: Any, parse: Parser) -> RawSample:
+    """The sample of a record. Its category is the record's field of this name, a text or a whole number. Raises InvalidRecordError."""
     if isinstance(record, InvalidRecordError):
         raise record
     sample = parse(location, require_object(record))

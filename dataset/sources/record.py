@@ -11,7 +11,7 @@ from typing import Any
 from dataset.config import DataConfig
 from dataset.record_validation import DropReason, InvalidRecordError, encoding_hint
 from dataset.remote_files import FilePath, RemotePath, is_url, known_protocol, parse_path
-from dataset.sample import IMAGE_PLACEHOLDER, Message, Role, Task, hash_to_index, join_parts
+from dataset.sample import IMAGE_PLACEHOLDER, Language, Message, Role, Task, detect_language, hash_to_index, join_parts
 from dataset.source_config import SourceBase, Split
 from dataset.sources.json_reader import NestedTooDeeply
 
@@ -65,6 +65,11 @@ class RawSample:
     answers: tuple[str, ...]
     split: Split | None = None
     category: str | None = None
+
+    @property
+    def language(self) -> Language:
+        """Language of the sample (see `Sample`)."""
+        return detect_language(*(message.content for message in self.messages), *(() if self.task == "vqa" else self.targets))
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from dataset.build.image_validation import read_image
 from dataset.build.splits import split_by_hash, text_digest
 from dataset.config import DataConfig
 from dataset.loading.image_io import ImageError, measure_image, printable_path
-from dataset.sample import Sample, detect_language
+from dataset.sample import Sample
 from dataset.source_config import Source, Split
 from dataset.sources.record import ImageSource, RawSample, RejectedRecord
 
@@ -60,20 +60,18 @@ def check_sample(raw: RawSample, source: Source, name: str, config: DataConfig, 
             errors.append(error)
     if errors:
         return RejectedRecord(raw.location, errors[0].reason, "; ".join(dict.fromkeys(map(str, errors))))
-    contents = [message.content for message in raw.messages]
-    language = detect_language(*contents, *(() if raw.task == "vqa" else raw.targets))
-    keys = digests or [text_digest(contents, raw.targets)]
+    keys = digests or [text_digest([message.content for message in raw.messages], raw.targets)]
     sample = Sample(
         sample_id=f"{name}/{raw.key}".replace("#", "_"),
         image_ids=tuple(range(len(raw.images))),
         source=name,
         task=raw.task,
-        language=language,
+        language=raw.language,
         split=split_of(keys, source.fixed_split or raw.split, config, held_out),
         messages=raw.messages,
         targets=raw.targets,
         answers=raw.answers,
-        prompt=source.prompt_in(language, raw.task),
+        prompt=source.prompt_in(raw.language, raw.task),
         category=raw.category,
     )
     return CheckedSample(sample, raw.images, tuple(sizes))

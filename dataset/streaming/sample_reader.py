@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from dataset.config import DataConfig
+from dataset.sample import Prompts
 from dataset.sources.record import ParsedRecord, RejectedRecord
 from dataset.streaming.checked_sample import CheckedSample, HeldOut, check_sample
 from dataset.streaming.source_records import Position, Share, SourceRecords
@@ -25,12 +26,14 @@ class StreamPlan:
         sizes: How often the sources are read in relation to each other: their weights, or their numbers of records as far as these can be
             told without reading them.
         held_out: What is known of images that stand in several splits.
+        prompts: The prompt that each kind of question mostly has among the first records of all sources.
     """
 
     config: DataConfig
     names: list[str]
     sizes: list[float]
     held_out: HeldOut
+    prompts: Prompts
 
     @property
     def weighted(self) -> bool:
@@ -90,13 +93,17 @@ class SampleReader:
     def find(self, positions: set[tuple[int, Position]]) -> dict[tuple[int, Position], ReadSample]:
         """The samples at some positions, by source and position. Raises TesseraError for one that cannot be used any more."""
         found: dict[tuple[int, Position], ReadSample] = {}
+        gone = "was read before the run was stopped, and cannot be used any more"
         for source, records in enumerate(self._records):
             for position, item in records.find({position for number, position in positions if number == source}).items():
                 checked = self._checked(source, item)
                 if isinstance(checked, RejectedRecord):
                     where = f"{self._plan.names[source]}, {checked.location}"
-                    raise TesseraError(f"{where}: was read before the run was stopped, and cannot be used any more: {checked.detail}")
+                    raise TesseraError(f"{where}: {gone}: {checked.detail}")
                 found[source, position] = ReadSample(source, position, checked)
+        if missing := positions - found.keys():
+            source, position = min(missing)
+            raise TesseraError(f"{self._plan.names[source]}, record {position.record} of file {position.file}: {gone}: it is not there")
         return found
 
     def _next_of(self, source: int) -> ReadSample | None:

@@ -38,7 +38,8 @@ class StreamProgress:
         A collective operation: every rank must call it.
         """
         group = self._loader.layout.group
-        states = [state for gathered in group.gather(list(self._loader.own_states().values())) for state in gathered]
+        own = [{"reader": state["reader"], "left_out": state["left_out"]} for state in self._loader.own_states().values()]
+        states = [state for gathered in group.gather(own) for state in gathered]
         if not group.is_main_process or not states:
             return
         first, *others = (StreamReport.load(state["reader"]["report"]) for state in states)

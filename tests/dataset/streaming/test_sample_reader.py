@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 
+from dataset import sources
 from dataset.config import DataConfig, SplitConfig
 from dataset.sample import Sample
 from dataset.source_config import LlavaSource
 from dataset.streaming.held_out import load_held_out, set_aside
 from dataset.streaming.sample_reader import ReadSample, SampleReader
-from dataset.streaming.source_records import Share
-from dataset.streaming.stream_plan import first_prompts, stream_plan
+from dataset.streaming.source_records import Position, Share
+from dataset.streaming.stream_plan import stream_plan
 from errors import TesseraError
 from tests.dataset.raw_files import RawFiles, conversation, vqa_answers
 from tests.object_storage import Bucket
@@ -133,7 +134,7 @@ def test_what_is_known_of_an_image_decides_before_the_source(raw: RawFiles) -> N
 
 def test_prompts_are_those_of_most_of_the_first_records(raw: RawFiles) -> None:
     config = mixed_sources(raw)
-    assert first_prompts(stream_plan(config, {})) == {"vqa": {"en": "Answer the question using a single word or phrase."}}
+    assert stream_plan(config, {}).prompts == {"vqa": {"en": "Answer the question using a single word or phrase."}}
 
 
 def test_a_stream_without_a_training_sample_is_an_error(raw: RawFiles) -> None:
@@ -148,6 +149,8 @@ def test_a_record_that_cannot_be_used_any_more_is_named(raw: RawFiles) -> None:
     config = raw.config(raw.llava([conversation(raw.image(f"{i}.png", i), "?", "yes") for i in range(2)]))
     reader = readers(config)[0]
     wanted = {(one.source, one.position) for one in read_epoch(reader)}
+    with pytest.raises(TesseraError, match=r"llava, record 7 of file 0: was read before .* any more: it is not there"):
+        reader.find({(0, Position(0, 0, 7))})
     Path(raw.images / "1.png").unlink()
     with pytest.raises(TesseraError, match=r"llava, record 1: was read before the run was stopped, and cannot be used any more: .*1\.png"):
         reader.find(wanted)
@@ -167,3 +170,18 @@ def test_sources_of_a_bucket_are_streamed_and_set_aside_like_local_ones(raw: Raw
         results.append((report.by_split, [one.checked.sample for one in read_epoch(reader)], [*loaded[0].samples()]))
     assert results[0] == results[1]
     assert len(results[0][2]) > 0
+
+
+def test_a_source_is_opened_once_for_the_plan_and_empty_records_tell_no_size(raw: RawFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = raw.config(raw.llava([{}, {}], name="empty"), raw.llava([conversation(raw.image("0.png"), "?", "yes")], name="one"))
+    opened: list[str | None] = []
+    open_part = sources.open_part
+
+    def counted(part: Any, config: DataConfig) -> Any:
+        opened.append(part.name)
+        return open_part(part, config)
+
+    monkeypatch.setattr("dataset.sources.open_part", counted)
+    plan = stream_plan(config, {})
+    assert opened == ["empty", "one"]
+    assert plan.sizes[0] == plan.sizes[1] > 0
