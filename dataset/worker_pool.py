@@ -5,10 +5,11 @@ import os
 import signal
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import TypeVar
+from typing import Generic, Self, TypeVar
 
 from errors import TesseraError
 
@@ -41,36 +42,92 @@ def _wait_and_exit(parent: "multiprocessing.process.BaseProcess") -> None:
     os._exit(1)
 
 
-def map_in_workers(function: Callable[[A], B], items: Sequence[A], workers: int, chunk: int, killed: Callable[[A], B]) -> Iterator[B]:
-    """`function` of each item, in order, computed in several processes.
+class WorkerMap(Generic[A, B]):
+    """Applies a function to items in several processes, beginning while further items are still added. A context manager.
 
     When the system kills a process, as it does where memory runs out, the items that were in work are computed one at a time, and the
     one that kills its process again gets `killed(item)` in the place of a result.
 
     Args:
         function: Called with an item in a worker process.
-        items: All items.
         workers: Number of processes.
         chunk: Items that are handed to a process at once.
         killed: Makes the result of an item whose process was killed.
-
-    Raises:
-        TesseraError: Worker processes cannot be started.
     """
-    done = 0
-    while done < len(items):
+
+    def __init__(self, function: Callable[[A], B], workers: int, chunk: int, killed: Callable[[A], B]):
+        self.function, self.workers, self.chunk, self.killed = function, workers, chunk, killed
+        self._incomplete: list[A] = []
+        self._chunks: deque[tuple[list[A], Future[list[B]] | None]] = deque()
+        self._pool = worker_pool(workers)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Wait for what is in work; what has not begun is cancelled."""
+        self._pool.shutdown(cancel_futures=True)
+
+    def add(self, item: A) -> None:
+        """Append an item; its chunk is handed over when it is complete."""
+        self._incomplete.append(item)
+        if len(self._incomplete) == self.chunk:
+            self._hand_over()
+
+    def results(self) -> Iterator[B]:
+        """The results of all items, in order. Raises TesseraError when worker processes cannot be started."""
+        self._hand_over()
+        while self._chunks:
+            _, future = self._chunks[0]
+            try:
+                results = _result(future)
+            except BrokenProcessPool:
+                yield from self._after_broken_pool()
+            else:
+                self._chunks.popleft()
+                yield from results
+
+    def completed(self) -> Iterator[B]:
+        """The next results that need not be waited for, after the context has ended."""
+        while self._chunks and (future := self._chunks[0][1]) and not future.cancelled() and future.exception() is None:
+            self._chunks.popleft()
+            yield from future.result()
+
+    def _hand_over(self) -> None:
+        if self._incomplete:
+            items, self._incomplete = self._incomplete, []
+            self._chunks.append((items, self._submit(items)))
+
+    def _submit(self, items: list[A]) -> "Future[list[B]] | None":
         try:
-            with worker_pool(workers) as pool:
-                try:
-                    for result in pool.map(function, items[done:], chunksize=chunk):
-                        yield result
-                        done += 1
-                finally:
-                    pool.shutdown(cancel_futures=True)
+            return self._pool.submit(_apply, self.function, items)
         except BrokenProcessPool:
-            suspects = items[done : done + 2 * workers * chunk]
-            yield from _one_by_one(function, suspects, killed)
-            done += len(suspects)
+            return None
+
+    def _after_broken_pool(self) -> Iterator[B]:
+        self._pool.shutdown(cancel_futures=True)
+        suspects = [self._chunks.popleft()[0] for _ in range(min(2 * self.workers, len(self._chunks)))]
+        yield from _one_by_one(self.function, [item for items in suspects for item in items], self.killed)
+        self._pool = worker_pool(self.workers)
+        self._chunks = deque((items, self._submit(items)) for items, _ in self._chunks)
+
+
+def _apply(function: Callable[[A], B], items: list[A]) -> list[B]:
+    return [function(item) for item in items]
+
+
+def _result(future: "Future[list[B]] | None") -> list[B]:
+    if future is None:
+        raise BrokenProcessPool
+    return future.result()
+
+
+def map_in_workers(function: Callable[[A], B], items: Iterable[A], workers: int, chunk: int, killed: Callable[[A], B]) -> Iterator[B]:
+    """`function` of each item, in order, computed in several processes (see `WorkerMap`)."""
+    with WorkerMap(function, workers, chunk, killed) as worker_map:
+        for item in items:
+            worker_map.add(item)
+        yield from worker_map.results()
 
 
 def _one_by_one(function: Callable[[A], B], items: Sequence[A], killed: Callable[[A], B]) -> Iterator[B]:

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dataset.build.image_validation import ImageCheck
+from dataset.build.image_check_cache import ImageCheck
 from dataset.build.splits import assign_splits
 from dataset.config import DataConfig
 from dataset.connected_groups import connected_groups

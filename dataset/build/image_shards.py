@@ -9,6 +9,7 @@ import hashlib
 import io
 import re
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
@@ -48,7 +49,7 @@ class ImageShards:
                 self._load_index(shard)
         self._file: BinaryIO | None = None
         self._temporary = self._shard = Path()
-        self._added: list[str] = []
+        self._unfinished: dict[str, str] = {}  # path -> key of the images of the shard that is being written
 
     def __enter__(self) -> Self:
         return self
@@ -74,6 +75,15 @@ class ImageShards:
         """Path of the image with this name, if it is packed."""
         return str(self._locations[key]) if key in self._locations else None
 
+    def unfinished(self, path: str) -> tuple[str, str]:
+        """Where an image can be read as long as its shard is being written, and its key; both empty when it is in a finished one."""
+        key, image = self._unfinished.get(path, ""), PackedImage.parse(path)
+        if self._file is None or not key or image is None:
+            return "", ""
+        with naming_full_disk(self.folder):
+            self._file.flush()
+        return str(replace(image, shard=str(self._temporary))), key
+
     def _write(self, key: str, image: bytes) -> None:
         if self._file is not None and self._file.tell() + len(image) + 4 * _BLOCK > self.shard_bytes:
             self._finish()
@@ -89,8 +99,8 @@ class ImageShards:
             offset = self._file.tell()
             self._file.write(image)
             self._file.write(bytes(-len(image) % _BLOCK))
-        self._added.append(key)
-        self._locations[key] = PackedImage(str(self._shard), offset, len(image))
+        location = self._locations[key] = PackedImage(str(self._shard), offset, len(image))
+        self._unfinished[str(location)] = key
 
     def _begin(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -98,7 +108,7 @@ class ImageShards:
         self._next_number += 1
         self._temporary = temporary_path(self._shard)
         self._file = self._temporary.open("wb", buffering=io.DEFAULT_BUFFER_SIZE)
-        self._added = []
+        self._unfinished = {}
 
     def _finish(self) -> None:
         if self._file is None:
@@ -107,8 +117,9 @@ class ImageShards:
         with naming_full_disk(self._shard), contextlib.closing(file):
             file.write(_END)
             file.flush()
-            added = [self._locations[key] for key in self._added]
-            columns = [self._added, [image.offset for image in added], [image.size for image in added]]
+            keys = list(self._unfinished.values())
+            added = [self._locations[key] for key in keys]
+            columns = [keys, [image.offset for image in added], [image.size for image in added]]
             pq.write_table(pa.table(columns, schema=_INDEX_SCHEMA), _index_of(self._shard))
             self._temporary.replace(self._shard)
 

@@ -4,29 +4,25 @@ import hashlib
 import os
 import time
 import unicodedata
-from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import closing
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
-from operator import attrgetter
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Self, TypeVar
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from atomic_io import atomic_write
 from cpu_cores import available_cores
-from dataset.build.fingerprint import FileState, file_states
+from dataset.build.fingerprint import FileState, current_file_state, file_states
+from dataset.build.image_check_cache import ImageCheck, ImageCheckCache
 from dataset.build.perceptual_hash import THUMBNAIL_BYTES, appearance, near_duplicates
 from dataset.config import DataConfig
 from dataset.loading.image_io import RETRY_SECONDS, ImageError, measure_image, open_image, read_image_file
+from dataset.loading.packed_images import PackedImage
 from dataset.object_storage import StorageError
 from dataset.record_validation import DropReason
 from dataset.remote_files import is_url, parse_path, remote_states
-from dataset.worker_pool import map_in_workers
-from errors import TesseraError
+from dataset.worker_pool import WorkerMap, map_in_workers
 from progress import track
 
 MIN_IMAGES_FOR_POOL = 256
@@ -45,113 +41,107 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class ImageCheck:
-    """Result of checking one image file.
+class _Job:
+    """A file to check: its state, its path until it gets its final one, and its SHA-256; empty when it has that, or it is not known."""
 
-    Args:
-        path: Path as the source gives it.
-        size: Bytes of the file when it was checked; -1 when it did not exist.
-        mtime: Modification time in ns when it was checked; -1 when it did not exist.
-        sha256: Digest of the file; empty when it could not be read.
-        width: Pixels, upright; 0 when unknown.
-        height: Pixels, upright; 0 when unknown.
-        reason: A `DropReason`; empty when the image can be used.
-        detail: Message that says what is wrong.
-        perceptual_hash: See `perceptual_hash.appearance`; 0 when the image cannot be used.
-        thumbnail: See `perceptual_hash.appearance`; empty when the image cannot be used.
-        is_exact: Whether hash and thumbnail were made of all pixels (see `image_io.MeasuredImage`).
-        pixels: Digest of size and pixels, upright RGB; empty where no other file looks the same, so that it need not be known.
-    """
-
-    path: str
-    size: int
-    mtime: int
+    state: FileState
+    unfinished: str = ""
     sha256: str = ""
-    width: int = 0
-    height: int = 0
-    reason: str = ""
-    detail: str = ""
-    perceptual_hash: int = 0
-    thumbnail: bytes = b""
-    is_exact: bool = False
-    pixels: str = ""
-
-    @property
-    def content(self) -> str:
-        """The same for all files with the same bytes and, after `hash_equal_candidates`, for all with the same pixels."""
-        return self.pixels or self.sha256
 
 
-_ARROW_TYPES: dict[Any, pa.DataType] = {str: pa.string(), int: pa.int64(), bytes: pa.binary(), bool: pa.bool_()}
-_SCHEMA = pa.schema([(field.name, _ARROW_TYPES[field.type]) for field in fields(ImageCheck)])
+class ImageChecker:
+    """Checks image files, in worker processes while the paths of further ones are still being read, and caches the results.
 
-
-class ImageCheckCache:
-    """Check results of earlier merges in one Parquet file, keyed by path and valid for one size and modification time.
-
-    Raises TesseraError when the file cannot be read.
+    A context manager: when its block ends with an error, what was checked until then is cached.
     """
 
-    def __init__(self, file: Path, max_pixels: int):
-        self.file, self.max_pixels = file, max_pixels
-        # The name of schema version 1.
-        if not file.is_file() and (earlier := file.with_name("pictures.parquet")).is_file():
-            earlier.rename(file)
-        self._entries: dict[str, ImageCheck] = {}
-        if file.is_file():
-            try:
-                columns = pq.read_table(file, schema=_SCHEMA).to_pydict()
-            except (pa.ArrowInvalid, OSError) as error:
-                raise TesseraError(f"{file}: cannot be read ({' '.join(str(error).split())}); delete it") from error
-            rows = zip(*(columns[name] for name in _SCHEMA.names), strict=True)
-            # Without a thumbnail: of an earlier version, which did not look for equal pixels.
-            self._entries = {row[0]: ImageCheck(*row) for row in rows if row[_SCHEMA.get_field_index("thumbnail")] is not None}
+    def __init__(self, cache_file: Path, config: DataConfig):
+        self._cache = ImageCheckCache(cache_file, config.max_pixels)
+        self._check = partial(_check, max_pixels=config.max_pixels)
+        self._workers = config.workers or available_cores()
+        self._paths: list[str] = []
+        self._checks: list[ImageCheck | None] = []
+        self._jobs: list[tuple[int, _Job]] = []
+        self._done = 0  # jobs
+        self._map: WorkerMap[_Job, ImageCheck] | None = None
 
-    def get(self, state: FileState) -> ImageCheck | None:
-        """The result for a file in a state, also for a missing one; None when it must be checked."""
-        path, size, mtime = state
-        if size < 0:
-            return _missing(path)
-        cached = self._entries.get(_absolute(path))
-        if cached is None or (cached.size, cached.mtime) != (size, mtime):
-            return None
-        # The pixel limit may have changed; images above the old limit were not decoded.
-        recheck = cached.reason == DropReason.TOO_MANY_PIXELS or cached.width * cached.height > self.max_pixels
-        return None if recheck else replace(cached, path=path)
+    def __enter__(self) -> Self:
+        return self
 
-    def save(self, checks: Iterable[ImageCheck]) -> None:
-        """Add results and rewrite the file. Those of missing files are skipped."""
-        self._entries |= {_absolute(check.path): check for check in checks if check.size >= 0}
-        columns = [list(self._entries), *(list(map(attrgetter(name), self._entries.values())) for name in _SCHEMA.names[1:])]
-        with atomic_write(self.file) as temp_path:
-            pq.write_table(pa.table(columns, schema=_SCHEMA), temp_path)
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._map is not None:
+            self._map.__exit__()
+        if kind is not None:
+            for check in self._map.completed() if self._map else ():
+                self._keep(check)
+            self._cache.save(self._new_checks())
+
+    def add(self, path: str, unfinished: str = "", sha256: str = "") -> None:
+        """Add a file, or a packed image.
+
+        Args:
+            path: Its path, as the result shall name it.
+            unfinished: Path of a packed image in a shard that is still being written.
+            sha256: Of a packed image.
+        """
+        self._paths.append(path)
+        self._checks.append(None)
+        if unfinished:
+            self._begin(len(self._paths) - 1, _Job((path, -1, -1), unfinished, sha256))
+        elif not is_url(path):  # the states of URLs come from one listing of their folder
+            self._look_up(len(self._paths) - 1, current_file_state(path, is_file=True))
+
+    def results(self) -> tuple[list[ImageCheck], np.ndarray]:
+        """The result for each file in the order of `add`, and the pairs of files that look alike, by index, int64 [p, 2].
+
+        Only when all shards are finished.
+        """
+        remote = [i for i, path in enumerate(self._paths) if is_url(path)]
+        for i, state in zip(remote, file_states([self._paths[i] for i in remote], is_file=True), strict=True):
+            self._look_up(i, state)
+        self._checks = _with_spelling_hints(self._checks)
+        if self._jobs:
+            results = self._map.results() if self._map else map(self._check, [job for _, job in self._jobs])
+            for check in track(results, "checking images", len(self._jobs), "images"):
+                self._keep(check)
+            self._cache.save(self._new_checks())
+        checks = [check for check in self._checks if check]
+        pairs = _find_near_duplicates(checks)
+        return _hash_equal_candidates(checks, pairs, self._cache, self._workers), pairs
+
+    def _look_up(self, i: int, state: FileState) -> None:
+        self._checks[i] = _missing(state[0]) if state[1] < 0 else self._cache.get(state)
+        if self._checks[i] is None:
+            self._begin(i, _Job(state))
+
+    def _begin(self, i: int, job: _Job) -> None:
+        self._jobs.append((i, job))
+        if self._map is not None:
+            self._map.add(job)
+        elif self._workers > 1 and len(self._jobs) >= MIN_IMAGES_FOR_POOL:
+            self._map = WorkerMap(self._check, self._workers, _CHUNK, _killed)
+            for _, earlier in self._jobs:
+                self._map.add(earlier)
+
+    def _keep(self, check: ImageCheck) -> None:
+        """Keep the result of the next job."""
+        i, job = self._jobs[self._done]
+        self._done += 1
+        if job.unfinished and check.size < 0 and check.reason != DropReason.MISSING_FILE:
+            _, size, mtime = current_file_state(check.path, is_file=True)
+            check = replace(check, size=size, mtime=mtime)
+        self._checks[i] = check
+
+    def _new_checks(self) -> Iterator[ImageCheck]:
+        return (check for i, _ in self._jobs[: self._done] if (check := self._checks[i]))
 
 
-def _absolute(path: str) -> str:
-    return path if is_url(path) else os.path.abspath(path)  # noqa: PTH100 - Path.resolve would follow links and is slow
-
-
-def check_images(paths: Sequence[str], cache_file: Path, config: DataConfig) -> tuple[list[ImageCheck], np.ndarray]:
-    """Check image files, and cache the results, also those obtained before an interruption.
-
-    Returns the result for each path, and the pairs of files that look alike, by index, int64 [p, 2].
-    """
-    cache, workers = ImageCheckCache(cache_file, config.max_pixels), config.workers or available_cores()
-    states = file_states(paths, is_file=True)
-    found = _with_spelling_hints([cache.get(state) for state in states])
-    uncached = [i for i, check in enumerate(found) if check is None]
-    if uncached:
-        results = in_processes(partial(_check, max_pixels=config.max_pixels), [states[i] for i in uncached], workers, _killed)
-        try:
-            # Closed explicitly: after an interruption the workers end before the results so far are saved.
-            with closing(results):
-                for i, result in zip(uncached, track(results, "checking images", len(uncached), "images"), strict=True):
-                    found[i] = result
-        finally:
-            cache.save(check for check in map(found.__getitem__, uncached) if check)
-    checks = [check for check in found if check]
-    pairs = _find_near_duplicates(checks)
-    return _hash_equal_candidates(checks, pairs, cache, workers), pairs
+def check_images(paths: Sequence[str], cache_file: Path, config: DataConfig) -> list[ImageCheck]:
+    """The results of checking image files, which are cached, also when they are interrupted."""
+    with ImageChecker(cache_file, config) as checker:
+        for path in paths:
+            checker.add(path)
+        return checker.results()[0]
 
 
 def _find_near_duplicates(checks: Sequence[ImageCheck]) -> np.ndarray:
@@ -225,11 +215,12 @@ def read_image(path: str, max_pixels: int) -> bytes:
     raise AssertionError(path)
 
 
-def _check(state: FileState, max_pixels: int) -> ImageCheck:
+def _check(job: _Job, max_pixels: int) -> ImageCheck:
+    state = job.state
     path, sha256 = state[0], ""
     try:
-        data = read_image(path, max_pixels)
-        sha256 = hashlib.sha256(data).hexdigest()
+        data = _read_unfinished(job.unfinished) or read_image(path, max_pixels)
+        sha256 = job.sha256 or hashlib.sha256(data).hexdigest()
         measured = measure_image(data, path, max_pixels)
     except ImageError as error:
         if error.reason == DropReason.MISSING_FILE:
@@ -238,11 +229,20 @@ def _check(state: FileState, max_pixels: int) -> ImageCheck:
     return ImageCheck(*state, sha256, *measured.size, "", "", *appearance(measured.preview), measured.is_exact)
 
 
+def _read_unfinished(path: str) -> bytes:
+    """The bytes of an image in a shard that is still being written; none when the shard has got its final name."""
+    image = PackedImage.parse(path)
+    try:
+        return image.read() if image else b""
+    except FileNotFoundError:
+        return b""
+
+
 def hash_images(paths: Sequence[str], config: DataConfig) -> list[ImageCheck]:
     """The SHA-256 of image files, which are not decoded, or why one cannot be read."""
     states = file_states(paths, is_file=True)
     hash_image = partial(_hash, max_pixels=config.max_pixels)
-    results = in_processes(hash_image, states, config.workers or available_cores(), _killed)
+    results = in_processes(hash_image, states, config.workers or available_cores(), lambda state: _killed(_Job(state)))
     return list(track(results, "hashing images", len(states), "images"))
 
 
@@ -255,10 +255,10 @@ def _hash(state: FileState, max_pixels: int) -> ImageCheck:
         return ImageCheck(*state, reason=str(error.reason), detail=str(error))
 
 
-def _killed(state: FileState) -> ImageCheck:
-    path = state[0]
+def _killed(job: _Job) -> ImageCheck:
+    path = job.state[0]
     detail = f"{path}: the process that decoded it was ended by the system, as happens when memory runs out"
-    return ImageCheck(*state, reason=str(DropReason.TOO_LARGE), detail=detail)
+    return ImageCheck(*job.state, reason=str(DropReason.TOO_LARGE), detail=detail)
 
 
 def _missing(path: str) -> ImageCheck:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +23,10 @@ from atomic_io import naming_full_disk, remove_leftovers, write_json
 from dataset import sources
 from dataset.build.deduplication import join
 from dataset.build.fingerprint import file_states, matches_fingerprint, write_fingerprint
+from dataset.build.image_check_cache import ImageCheck
 from dataset.build.image_packing import pack_images
 from dataset.build.image_shards import ImageShards
-from dataset.build.image_validation import ImageCheck, check_images
+from dataset.build.image_validation import ImageChecker
 from dataset.build.merge_report import DROPPED_FILE, DroppedRecords, MergeReport, SourceReport
 from dataset.build.parquet_tables import write_images, write_samples
 from dataset.build.record_buffer import RecordBuffer
@@ -69,9 +71,11 @@ def merge(config: DataConfig, folder: Path) -> MergeReport:
     report = MergeReport([SourceReport(name, source.format) for name, source in zip(names, config.sources, strict=True)])
     with work_folder(folder) as work, without_garbage_collection():
         with DroppedRecords(report, work / DROPPED_FILE, [source.annotation_files[0] for source in config.sources]) as dropped:
-            with ImageShards(folder / PACKED_FOLDER) as shards:
-                buffer, images = read_sources(config, dropped, work / "samples.arrow", shards.add)
-            checks, look_alike = check_images(images, cache / "image_checks.parquet", config)
+            with ImageChecker(cache / "image_checks.parquet", config) as checker:
+                with ImageShards(folder / PACKED_FOLDER) as shards:
+                    found = partial(_check_found, checker, shards)
+                    buffer, _ = read_sources(config, dropped, work / "samples.arrow", shards.add, found)
+                checks, look_alike = checker.results()
             kept = drop_unusable(buffer.records(), checks, dropped)
         check_not_empty(kept, report, work, folder)
         merged = join(kept, checks, look_alike, config)
@@ -89,6 +93,10 @@ def merge(config: DataConfig, folder: Path) -> MergeReport:
     states += file_states([str(folder / name) for name in OUTPUT_FILES])
     write_fingerprint(cache / "inputs.parquet", config, states)
     return report
+
+
+def _check_found(checker: ImageChecker, shards: ImageShards, path: str) -> None:
+    checker.add(path, *shards.unfinished(path))
 
 
 @contextmanager
@@ -114,7 +122,11 @@ def work_folder(folder: Path) -> Iterator[Path]:
 
 
 def read_sources(
-    config: DataConfig, dropped: DroppedRecords, file: Path, keep_image: Callable[[bytes, str], str]
+    config: DataConfig,
+    dropped: DroppedRecords,
+    file: Path,
+    keep_image: Callable[[bytes, str], str],
+    found: Callable[[str], object] = lambda _path: None,
 ) -> tuple[RecordBuffer, list[str]]:
     """Read all sources. Returns the records that are valid apart from their images, and the distinct image files that they name.
 
@@ -123,8 +135,16 @@ def read_sources(
         dropped: Lists those that are not valid.
         file: For the texts of the records.
         keep_image: Returns the path of an image that came inside an annotation file, from its bytes and their SHA-256.
+        found: Called with each image file that was not named before.
     """
     image_indices: dict[str, int] = {}
+
+    def index_of(path: str) -> int:
+        if path not in image_indices:
+            image_indices[path] = len(image_indices)
+            found(path)
+        return image_indices[path]
+
     with RecordBuffer(file) as buffer:
         for i, (source, counts) in enumerate(zip(config.sources, dropped.report.sources, strict=True)):
             with Progress(f"reading {counts.name}", None, "records") as progress:
@@ -136,7 +156,7 @@ def read_sources(
                         continue
                     files = [keep_image(image, next(digests)) if isinstance(image, bytes) else str(image) for image in item.images]
                     split = source.fixed_split or item.split
-                    buffer.add(item, i, counts.name, split, [image_indices.setdefault(name, len(image_indices)) for name in files])
+                    buffer.add(item, i, counts.name, split, list(map(index_of, files)))
     return buffer, list(image_indices)
 
 

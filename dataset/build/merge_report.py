@@ -12,7 +12,7 @@ from typing import Self
 import numpy as np
 
 from dataset.build.deduplication import MergeResult
-from dataset.build.image_validation import ImageCheck
+from dataset.build.image_check_cache import ImageCheck
 from dataset.build.splits import SPLITS
 from dataset.config import DataConfig
 from dataset.loading.source_mix import describe_shares, source_shares

@@ -40,12 +40,12 @@ def read(source: Source, config: DataConfig, name_files: bool | None = None) -> 
     """
     parts = source.parts()
     name_files = len(parts) > 1 if name_files is None else name_files
-    per_part = ((part, *open_part(part, config)) for part in parts)
+    per_part = ((str(part.annotation_files[0]), *open_part(part, config)) for part in parts)
     # Opened one after the other.
-    items = ((location, record, parse, part) for part, records, parse in per_part for location, record in records)
-    for location, record, parse, part in itertools.islice(items, source.limit):
+    items = ((location, record, parse, file) for file, records, parse in per_part for location, record in records)
+    for location, record, parse, file in itertools.islice(items, source.limit):
         if name_files:
-            location = dataclasses.replace(location, file=str(part.annotation_files[0]))
+            location = RecordLocation(location.kind, location.number, file)
         try:
             item: ParsedRecord = valid_sample(location, record, parse)
         except InvalidRecordError as error:

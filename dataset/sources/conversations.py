@@ -68,7 +68,8 @@ def messages(source: MessagesSource, _config: DataConfig) -> tuple[Records, Pars
         if split is not None and split not in get_args(Split):
             raise InvalidRecordError(DropReason.MISSING_FIELD, f"split is {str(split)[:100]!r}; expected train, validation or test")
         row_images = next((row[name] for name in IMAGES if row.get(name) is not None), None)
-        return dataclasses.replace(chat_sample(source, location, entries, as_list(row_images)), split=split)
+        sample = chat_sample(source, location, entries, as_list(row_images))
+        return sample if split is None else dataclasses.replace(sample, split=split)
 
     [path] = source.annotation_files
     if path.suffix == ".parquet" and not set(TURNS) & set(columns := parquet_columns(path)):

@@ -15,8 +15,9 @@ from atomic_io import write_json
 from dataset import sources
 from dataset.build.deduplication import MergeResult, join
 from dataset.build.fingerprint import current_file_state, file_states, matches_fingerprint, write_fingerprint
+from dataset.build.image_check_cache import ImageCheck
 from dataset.build.image_shards import ImageShards
-from dataset.build.image_validation import ImageCheck, check_images, hash_images
+from dataset.build.image_validation import check_images, hash_images
 from dataset.build.merge import (
     PACKED_FOLDER,
     check_not_empty,
@@ -133,7 +134,7 @@ def _with_checked_images(
                         if isinstance(image, bytes) and (path := _INSIDE + hashlib.sha256(image).hexdigest()) in wanted:
                             packed[path] = shards.add(image)
         paths = {i: packed.get(path, path) for i, path in paths.items()}
-    checked, _ = check_images(list(paths.values()), folder / "cache" / "image_checks.parquet", config)
+    checked = check_images(list(paths.values()), folder / "cache" / "image_checks.parquet", config)
     checks = list(hashed)
     for i, check in zip(paths, checked, strict=True):
         checks[i] = check

@@ -4,13 +4,14 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
 import pytest
 
 from dataset import worker_pool
-from dataset.worker_pool import map_in_workers
+from dataset.worker_pool import WorkerMap, map_in_workers
 from errors import TesseraError
 from tests.pipeline import ROOT
 
@@ -63,3 +64,36 @@ def test_workers_that_cannot_start_are_an_error(monkeypatch: pytest.MonkeyPatch)
 
 def die() -> None:
     os._exit(1)
+
+
+def mark_and_square(item: tuple[Path, int]) -> int:
+    (item[0] / str(item[1])).touch()
+    return item[1] ** 2
+
+
+def test_work_begins_while_items_are_still_added(tmp_path: Path) -> None:
+    with WorkerMap(mark_and_square, 2, 2, killed=lambda item: item[1]) as worker_map:
+        for number in range(4):
+            worker_map.add((tmp_path, number))
+        while len(list(tmp_path.iterdir())) < 4:
+            time.sleep(0.01)
+        worker_map.add((tmp_path, 4))
+        assert list(worker_map.results()) == [0, 1, 4, 9, 16]
+
+
+def test_what_was_computed_before_an_error_is_not_lost(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), WorkerMap(mark_and_square, 1, 1, killed=lambda item: item[1]) as worker_map:
+        for number in range(3):
+            worker_map.add((tmp_path, number))
+        while not (tmp_path / "1").exists():
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+    assert list(worker_map.completed())[:2] == [0, 1]
+
+
+def test_a_process_that_is_killed_while_items_are_added_costs_its_item_alone() -> None:
+    with WorkerMap(square_or_die, 2, 1, killed=lambda number: 1000 + number) as worker_map:
+        for number in [1, -1, *range(2, 40)]:
+            worker_map.add(number)
+            time.sleep(0.01)
+        assert list(worker_map.results()) == [1, 999, *(number**2 for number in range(2, 40))]
