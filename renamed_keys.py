@@ -71,6 +71,14 @@ def new_key(section: str, old: str) -> str | None:
     return RENAMED.get(section, {}).get(old)
 
 
+def with_connector_kind(model: Any) -> Any:
+    """Settings of a model with the kind of its connector, which was `mlp_pool` whenever `pool` was more than 1."""
+    connector = model.get("connector") if isinstance(model, dict) else None
+    if not isinstance(connector, dict) or "kind" in connector or connector.get("pool", 1) == 1:
+        return model
+    return {**model, "connector": {**connector, "kind": "mlp_pool"}}
+
+
 def with_new_keys(section: str, value: Any) -> Any:
     """The same value with today's keys in all its mappings. Keys of today are left as they are."""
     if isinstance(value, dict):

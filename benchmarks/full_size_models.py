@@ -25,7 +25,7 @@ from model.hub.llava_export import check_llava_compatible, to_llava
 from model.quantization import disable_avx512bf16
 from model.siglip_qwen.assembly import assemble
 from model.siglip_qwen.config import SiglipQwenConfig
-from model.siglip_qwen.connector import num_image_tokens
+from model.siglip_qwen.connectors.connector_factory import num_image_tokens
 from model.siglip_qwen.modeling import VisionLanguageModel
 from model.siglip_qwen.processor import IMAGE_TOKEN_CANDIDATES, Processor
 from training.tiny_models.architectures import build_qwen3, build_siglip, build_tokenizer, image_processor
@@ -74,7 +74,7 @@ def build_processor(size: Size, settings: SiglipQwenConfig) -> Processor:
         _pad_vocabulary(build_tokenizer(tokenizer_corpus()), language.vocab_size),
         image_processor("siglip") if size == "tiny" else SiglipImageProcessorPil(size=resolution),
         image_token=IMAGE_TOKEN_CANDIDATES[0],
-        tokens_per_image=num_image_tokens(side, settings.connector.pool, settings.drop_first_patch),
+        tokens_per_image=num_image_tokens(settings.connector, side, settings.drop_first_patch),
         max_length=settings.max_length,
         system_prompt=settings.system_prompt,
     )

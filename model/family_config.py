@@ -29,8 +29,15 @@ class LoraConfig:
     """Dropout probability on the input of the adapter."""
     target_modules: tuple[str, ...] | Literal["all-linear"] = "all-linear"
     """Names of the linear layers, such as [q_proj, v_proj]."""
+    layers_to_transform: tuple[Annotated[int, Field(ge=0)], ...] | None = None
+    """Numbers of the transformer layers that get adapters, from 0; null = all."""
     use_dora: bool = False
     """Weight-decomposed LoRA (DoRA, arXiv:2402.09353)."""
+    use_rslora: bool = False
+    """Scale the update by lora_alpha / sqrt(r) (rank-stabilised LoRA, arXiv:2312.03732)."""
+    init_lora_weights: Literal["default", "pissa"] = "default"
+    """default = the update begins at zero; pissa = adapters begin as the principal components of the weights, which keep the rest (PiSSA,
+    arXiv:2404.02948). Not of a quantised model, and not with FSDP or ZeRO-3."""
 
 
 @section

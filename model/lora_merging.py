@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-PLAIN = {"use_dora": False, "use_rslora": False, "lora_bias": False, "fan_in_fan_out": False, "bias": "none"}
+PLAIN = {"use_dora": False, "use_rslora": False, "lora_bias": False, "fan_in_fan_out": False, "bias": "none", "init_lora_weights": True}
 """Settings of PEFT's config with which an adapter is s B A and nothing else."""
 
 

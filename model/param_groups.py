@@ -49,14 +49,14 @@ def set_trainable(model: nn.Module, train: Collection[ParamGroup]) -> None:
             parameter.data = parameter.data.float()
 
 
-def trainable_param_groups(model: nn.Module) -> dict[ParamGroup, list[nn.Parameter]]:
-    """Trainable parameters by group; groups without any are omitted."""
+def trainable_param_groups(model: nn.Module) -> dict[ParamGroup, dict[str, nn.Parameter]]:
+    """Trainable parameters by group and name; groups without any are omitted."""
     paths = unwrapped(model).group_paths
-    groups: dict[ParamGroup, list[nn.Parameter]] = {}
+    groups: dict[ParamGroup, dict[str, nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         group = param_group_of(name, paths)
         if parameter.requires_grad and group is not None:
-            groups.setdefault(group, []).append(parameter)
+            groups.setdefault(group, {})[name] = parameter
     return groups
 
 
@@ -64,7 +64,8 @@ def param_group_of(name: str, paths: GroupPaths) -> ParamGroup | None:
     """Group of a parameter, by its name (with or without the PEFT wrapper); None if it is never trained."""
     path = name.removeprefix("base_model.model.")
     if ".lora_" in path:
-        return "lora"
+        # Adapters on anything but the language model are on the vision encoder.
+        return "lora" if path.startswith(paths["language"][0]) else "vision"
     if ".original_module." in path:
         # PEFT (modules_to_save) trains a copy of a module and keeps the original next to it.
         return None

@@ -4,6 +4,7 @@ A frozen weight costs a forward pass and an input gradient, but no weight gradie
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import nn
@@ -41,7 +42,7 @@ LLAVA_NAMES = PartNames(("vision_tower",), ("multi_modal_projector",))
 
 
 def count_step_flops(
-    model: nn.Module, patches: float, vision_layers: int, tokens_per_image: float, names: PartNames = LLAVA_NAMES
+    model: nn.Module, patches: float, vision_layers: int, tokens_per_image: float | Callable[[str], float], names: PartNames = LLAVA_NAMES
 ) -> StepFlops:
     """FLOPs of the linear layers of a vision-language model in training.
 
@@ -51,7 +52,8 @@ def count_step_flops(
     Args:
         patches: Patches per row of `pixel_values` in the vision encoder.
         vision_layers: Number of vision layers that run.
-        tokens_per_image: Image tokens per row of `pixel_values`, which is the number of positions the connector maps.
+        tokens_per_image: Image tokens per row of `pixel_values`, which is the number of positions the connector maps; or the number of
+            positions that each of its layers maps, by name.
         names: How the parts are called.
     """
     last = max((_layer(LANGUAGE_LAYER, name) for name, _ in model.named_modules()), default=-1)
@@ -63,13 +65,14 @@ def count_step_flops(
         if not weights or unused:
             continue
         trained = any(parameter.requires_grad for parameter in layer.parameters(recurse=False))
-        gradients = INPUT_GRADIENT + WEIGHT_GRADIENT if trained else 0
+        # A frozen weight below an adapter passes its gradient on.
+        gradients = INPUT_GRADIENT + WEIGHT_GRADIENT if trained else INPUT_GRADIENT if ".base_layer" in name else 0
         if any(part in name for part in names.vision) and not any(part in name for part in names.connector):
             per_image += (FORWARD + gradients) * weights * patches
             continue
         cost = weights * (FORWARD + INPUT_GRADIENT + (WEIGHT_GRADIENT if trained else 0))
         if any(part in name for part in names.connector):
-            per_image += cost * tokens_per_image
+            per_image += cost * (tokens_per_image(name) if callable(tokens_per_image) else tokens_per_image)
         elif "lm_head" in name or (".mlp." in name and _layer(LANGUAGE_LAYER, name) == last):
             per_supervised_token += cost
         else:

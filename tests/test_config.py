@@ -61,7 +61,14 @@ def test_scientific_notation_is_a_number(yaml_file: Path) -> None:
 
 def test_overrides_reach_nested_keys_and_list_members(yaml_file: Path) -> None:
     loaded = config.load(
-        yaml_file, ["train.per_device_train_batch_size=8", "data.sources.0.limit=5", "model.connector.pool=3", "model.lora=null"]
+        yaml_file,
+        [
+            "train.per_device_train_batch_size=8",
+            "data.sources.0.limit=5",
+            "model.connector.kind=mlp_pool",
+            "model.connector.pool=3",
+            "model.lora=null",
+        ],
     )
     assert loaded.train.per_device_train_batch_size == 8
     assert isinstance(loaded.model, SiglipQwenConfig) and loaded.model.connector.pool == 3

@@ -43,7 +43,7 @@ class StageConfig:
     name: str
     """Unique name of the stage in logs and checkpoints."""
     train: tuple[ParamGroup, ...]
-    """Trained parameter groups: connector, lora, language (all weights of the language model), vision (of families that can train it);
+    """Trained parameter groups: connector, lora, language (all weights of the language model), vision (the vision encoder, or LoRA on it);
     the rest is frozen."""
     epochs: PositiveFloat = 1.0
     """Passes over the training samples (num_train_epochs); may be a fraction."""
@@ -65,10 +65,16 @@ class TrainConfig:
     init_from: Path | None = None
     """Start from the weights in this folder, with a new optimizer, other data and other settings: a checkpoint, a run's folder (its
     latest checkpoint), a merged model or a LLaVA folder (tools/export.py, or a published one of SigLIP and Qwen). model.vision,
-    model.language and model.connector.pool must fit it, and model.vision_feature_layer unless a stage trains the connector; null = the
+    model.language and model.connector must fit it, and model.vision_feature_layer unless a stage trains the connector; null = the
     base models and a new connector."""
     learning_rate: PositiveFloat | LearningRates = LearningRates()
     """Peak learning rate: one number, or one for each of connector, lora, language, vision."""
+    vision_layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Layer-wise decay: each layer of a trained vision encoder learns at this times the rate of the layer after it; the last one, or what
+    comes after it, at the rate itself (BEiT, arXiv:2106.08254)."""
+    loraplus_lr_ratio: Annotated[float, Field(ge=1.0)] = 1.0
+    """The B matrices of LoRA on the language model learn at this times the rate of the A matrices (LoRA+, arXiv:2402.12354, where 16 is
+    proposed)."""
     batching: Literal["auto", "packed", "padded"] = "auto"
     """packed = samples concatenated into rows of packing_length tokens without attention between them; padded = samples of
     similar length, padded to the longest; auto = packed where torch has variable-length attention (CUDA

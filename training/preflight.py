@@ -9,7 +9,8 @@ from pathlib import Path
 from errors import UsageError, command
 from model.checkpoint_manifest import file_mismatch
 from model.config import ModelConfig
-from model.family_config import Ability
+from model.family_config import Ability, ParamGroup
+from model.siglip_qwen.config import SiglipQwenConfig
 from training.checkpointing.resume import (
     RUN_STATE_FILE,
     TRAINER_FOLDER,
@@ -92,6 +93,8 @@ def _check_stages(train: TrainConfig, model: ModelConfig) -> None:
     trained = {group for stage in train.stages for group in stage.train}
     if {"lora", "language"} <= trained:
         raise UsageError("train.stages: one stage trains lora, another the whole language model; a run can do only one of these")
+    if isinstance(model, SiglipQwenConfig):
+        _check_vision_stages(train, model, trained)
     for i, stage in enumerate(train.stages):
         key = f"train.stages.{i}"
         if stage.name in [other.name for other in train.stages[:i]]:
@@ -106,6 +109,19 @@ def _check_stages(train: TrainConfig, model: ModelConfig) -> None:
             raise UsageError(f"{key}.train: lora needs model.lora, which is null")
         if "language" in stage.train and model.quantization != "none":
             raise UsageError(f"{key}.train: the weights of a quantised language model cannot be trained; set model.quantization=none")
+
+
+def _check_vision_stages(train: TrainConfig, model: SiglipQwenConfig, trained: set[ParamGroup]) -> None:
+    """Raise UsageError for settings that contradict a stage that trains the vision encoder, or the lack of one."""
+    if "vision" in trained and train.cache_vision_features:
+        raise UsageError("train.cache_vision_features: features of a vision encoder that a stage trains change; set it to false")
+    if model.vision_lora is not None and "vision" not in trained:
+        raise UsageError("model.vision_lora: no stage of train.stages trains vision")
+    if model.vision_lora is not None and model.vision_layers != "all":
+        raise UsageError("model.vision_layers: with model.vision_lora, say it by model.vision_lora.layers_to_transform")
+    for key, lora in (("model.lora", model.lora), ("model.vision_lora", model.vision_lora)):
+        if lora is not None and lora.init_lora_weights == "pissa" and model.quantization != "none":
+            raise UsageError(f"{key}.init_lora_weights: pissa changes the weights below, which are quantised; set model.quantization=none")
 
 
 def _checkpoint(folder: Path, resume: str | None) -> Path | None:

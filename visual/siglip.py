@@ -1,6 +1,6 @@
-"""The frozen SigLIP vision encoder: pixel values to patch features of one layer.
+"""The SigLIP vision encoder: pixel values to patch features of one layer.
 
-Runs without autograd, and only the layers up to the chosen one.
+Runs only the layers up to the chosen one; without autograd, unless it is trained.
 
 Shapes: N images, P patches, D hidden size, H height and W width in pixels.
 """
@@ -77,23 +77,47 @@ def encode(tower: SiglipVisionModel, pixels: torch.Tensor, layer: FeatureLayer) 
 
     Equals the model's `hidden_states[layer]` (or `last_hidden_state`); later layers are not computed. Compiled layers get
     batches of COMPILED_BATCH_SIZE images, the last one padded with zeros, so that their shapes never change; other layers
-    get all images at once. The result is an ordinary tensor, not an inference tensor, because the connector saves it for its
-    backward pass.
+    get all images at once. Of a frozen encoder, the result is an ordinary tensor, not an inference tensor, because the connector saves
+    it for its backward pass.
     """
-    vision_model: Any = getattr(tower, "vision_model", tower)
+    vision_model = _inner(tower)
     layers = vision_model.encoder.layers
     depth = num_layers_for(layer, len(layers))
     batch_size = COMPILED_BATCH_SIZE if any(block._compiled_call_impl is not None for block in layers[:depth]) else max(len(pixels), 1)
+    trained = torch.is_grad_enabled() and is_trained(tower)
     # Gathering sharded weights (FSDP, ZeRO-3) changes tensors in place, which inference mode forbids.
-    with torch.no_grad() if _is_sharded(tower) else torch.inference_mode():
+    frozen_mode = torch.no_grad if _is_sharded(tower) else torch.inference_mode
+    with torch.enable_grad() if trained else frozen_mode():
         parts = []
         for part in pixels.split(batch_size):
             features = vision_model.embeddings(_pad_batch(part, batch_size))
             for block in layers[:depth]:
                 features = block(features, None)
             parts.append(vision_model.post_layernorm(features) if layer == "last_hidden_state" else features)
-    with torch.no_grad():
+    with torch.set_grad_enabled(trained):
         return torch.cat(parts)[: len(pixels)]
+
+
+def is_trained(tower: nn.Module) -> bool:
+    """Whether any of its weights, or of the adapters on it, is trained."""
+    return any(weight.requires_grad for weight in tower.parameters())
+
+
+def trained_parts(tower: nn.Module, layer: FeatureLayer, layers: int | Literal["all"]) -> list[str]:
+    """Names of the modules of the encoder that its training trains: none of which the chosen features do not depend on.
+
+    layers: the last n of the layers that run, or all with the embeddings.
+    """
+    inside = "vision_model." if hasattr(tower, "vision_model") else ""
+    depth = num_layers_for(layer, len(_inner(tower).encoder.layers))
+    first = 0 if layers == "all" else max(0, depth - layers)
+    names = ["embeddings"] if layers == "all" else []
+    names += [f"encoder.layers.{i}" for i in range(first, depth)]
+    return [inside + name for name in (*names, *(["post_layernorm"] if layer == "last_hidden_state" else []))]
+
+
+def _inner(tower: nn.Module) -> Any:
+    return getattr(tower, "vision_model", tower)
 
 
 def num_layers_for(layer: FeatureLayer, layers: int) -> int:

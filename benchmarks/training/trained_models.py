@@ -27,7 +27,7 @@ from model.siglip_qwen.adapters import base_model, configure_trainable, peft_lor
 from model.siglip_qwen.batch_layout import LayoutCollator
 from model.siglip_qwen.config import SiglipQwenConfig
 from model.siglip_qwen.family import FAMILY
-from model.siglip_qwen.modeling import VisionLanguageModel
+from model.siglip_qwen.modeling import GROUP_PATHS, VisionLanguageModel
 from model.siglip_qwen.processor import Processor
 from training.compile_policy import MIN_MICRO_BATCHES_TO_COMPILE, CompileDecision, check_step_settings, decide_compile
 from training.config import TrainConfig
@@ -161,7 +161,8 @@ class Setup:
     def trained(self, model: PeftModel, mean_loss: Callable[[Batch], torch.Tensor]) -> TrainedModel:
         """A model with the optimizer of train.py."""
         model.train()
-        unwrapped(model).group_paths = VisionLanguageModel.group_paths  # the stock model has the same layout, and no such attribute
+        if not hasattr(unwrapped(model), "group_paths"):
+            unwrapped(model).group_paths = GROUP_PATHS  # the stock model has the same layout, and no such attribute
         groups = optimizer_param_groups(model, self.train.stages[-1], self.train)
         optimizer = build_optimizer(self.train, groups, self.device)
         return TrainedModel(model, optimizer, mean_loss, self.processor.pixel_reader, self.device, self.precision, self.train.max_grad_norm)
@@ -212,7 +213,7 @@ def _packing_efficiency(rows: Sequence[Batch]) -> float:
 def stock_side(setup: Setup, base: VisionLanguageModel) -> TrainedModel:
     """The stock model on the same frozen tensors, with the same adapters on the same layers."""
     assert setup.model.lora is not None  # checked in Setup.of
-    adapted: Any = peft.get_peft_model(build_stock(base), peft_lora_config(base, setup.model.lora))
+    adapted: Any = peft.get_peft_model(build_stock(base), peft_lora_config(base, setup.model, ["lora"]))
     names = ("input_ids", "attention_mask", "labels", "pixel_values")
     return setup.trained(adapted, lambda batch: adapted(**{name: batch[name] for name in names}, use_cache=False).loss)
 

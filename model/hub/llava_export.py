@@ -79,10 +79,10 @@ def export(
 
 def check_llava_compatible(settings: SiglipQwenConfig) -> list[str]:
     """Return warnings. Raises UsageError naming a setting that the LLaVA format cannot express."""
-    if settings.connector.pool != 1:
+    if settings.connector.kind != "mlp":
         raise UsageError(
-            f"--format llava: model.connector.pool is {settings.connector.pool}, but the LLaVA format has no pooling (only 1); "
-            "use --format merged"
+            f"--format llava: model.connector.kind is {settings.connector.kind}, but the LLaVA format has two layers for each patch (only "
+            "mlp); use --format merged"
         )
     if settings.drop_first_patch:
         raise UsageError(

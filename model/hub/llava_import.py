@@ -10,7 +10,8 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration, SiglipVisio
 
 from errors import UsageError, loading
 from model.siglip_qwen.assembly import LANGUAGE_FAMILIES
-from model.siglip_qwen.connector import Connector
+from model.siglip_qwen.config import ConnectorConfig
+from model.siglip_qwen.connectors.connector_factory import build_connector
 from model.siglip_qwen.modeling import VisionLanguageConfig, VisionLanguageModel
 from visual.hub_name import pretrained
 
@@ -27,7 +28,6 @@ def read_config(folder: Path) -> VisionLanguageConfig:
         image_token_index=config.image_token_index,
         vision_feature_layer="last_hidden_state" if _takes_normed_features(config) and layer == -1 else layer,
         drop_first_patch=config.vision_feature_select_strategy == "default",
-        pool=1,
     )
 
 
@@ -43,7 +43,7 @@ def load(folder: Path) -> VisionLanguageModel:
         model = VisionLanguageModel(config)
     model.model.vision_tower, model.model.language_model = llava.model.vision_tower, llava.model.language_model
     model.lm_head.weight = llava.lm_head.weight
-    connector = Connector(config.vision_config.hidden_size, config.text_config.hidden_size)
+    connector = build_connector(ConnectorConfig(), config.vision_config.hidden_size, config.text_config.hidden_size)
     connector.load_state_dict(llava.model.multi_modal_projector.state_dict())
     model.model.multi_modal_projector = connector
     model.generation_config = llava.generation_config

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfi
 from model.family import DEFAULT_OPTIONS, LoadOptions
 from model.quantization import Quantization, disable_avx512bf16, quantization_config
 from model.siglip_qwen.config import SiglipQwenConfig
-from model.siglip_qwen.connector import Connector, num_image_tokens
+from model.siglip_qwen.connectors.connector_factory import build_connector, num_image_tokens
 from model.siglip_qwen.modeling import VisionLanguageConfig, VisionLanguageModel
 from visual import siglip
 from visual.pretrained_model import load_model, read_config
@@ -28,7 +28,7 @@ def tokens_per_image(config: SiglipQwenConfig) -> int:
     """Image tokens per image, from the vision encoder's config. Raises UsageError when the settings contradict each other."""
     vision = siglip.vision_config(config.vision)
     siglip.check_feature_layer(vision, config.vision_feature_layer)
-    return num_image_tokens(siglip.grid_side(vision), config.connector.pool, config.drop_first_patch)
+    return num_image_tokens(config.connector, siglip.grid_side(vision), config.drop_first_patch)
 
 
 def language_config(name: str) -> PreTrainedConfig:
@@ -141,7 +141,7 @@ def assemble(config: SiglipQwenConfig, tower: PreTrainedModel, language: PreTrai
         image_token_index=image_token_id,
         vision_feature_layer=config.vision_feature_layer,
         drop_first_patch=config.drop_first_patch,
-        pool=config.connector.pool,
+        connector=dataclasses.asdict(config.connector),
         settings=dataclasses.asdict(config),
     )
     with torch.device("meta"):
@@ -149,7 +149,7 @@ def assemble(config: SiglipQwenConfig, tower: PreTrainedModel, language: PreTrai
     model.model.vision_tower = tower
     model.model.language_model = language.model
     model.lm_head.weight = language.lm_head.weight
-    model.model.multi_modal_projector = Connector(tower.config.hidden_size, language.config.hidden_size, vlm_config.pool)
+    model.model.multi_modal_projector = build_connector(config.connector, tower.config.hidden_size, language.config.hidden_size)
     model.generation_config = minimal_generation_config(language)
     # PEFT and the Trainer read these. Not `is_quantized`: with it the Trainer refuses to train the connector alone.
     for attribute in ("is_loaded_in_4bit", "is_loaded_in_8bit", "quantization_method", "hf_quantizer"):

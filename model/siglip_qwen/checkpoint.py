@@ -2,6 +2,7 @@
 
 adapter_model.safetensors   connector and LoRA weights in PEFT's format (without LoRA: the connector only)
 adapter_config.json         PEFT's config, with LoRA only
+trained_weights.safetensors weights of the vision encoder that were trained in full, under the names of the model
 language/                   the language model in its own format, if it was trained in full
 config.json                 names of the base models and all model settings; the folder of `train.init_from` if that is the base
 whole.json                  manifest, written last (see model.checkpoint_manifest); a folder without it is incomplete
@@ -22,13 +23,22 @@ from model.family import DEFAULT_OPTIONS, LoadedQuantization, LoadOptions, read_
 from model.family_config import ParamGroup
 from model.hub import llava_import
 from model.lora_merging import read_plain_lora
-from model.param_groups import has_adapters, set_trainable
+from model.param_groups import has_adapters, param_group_of, set_trainable
 from model.quantization import Quantization, disable_avx512bf16, quantization_config
 from model.siglip_qwen.adapters import PEFT_PREFIX, base_model, configure_trainable, trained_state_dict
 from model.siglip_qwen.assembly import build, build_from_model, build_shape, causal_language_model
 from model.siglip_qwen.config import SiglipQwenConfig
 from model.siglip_qwen.modeling import CONNECTOR, VisionLanguageConfig, VisionLanguageModel
-from model.stock.tuned_checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS, check_shapes, freeze_for_answering, parse_settings, save_tensors
+from model.stock.tuned_checkpoint import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    TRAINED_WEIGHTS,
+    check_shapes,
+    freeze_for_answering,
+    parse_settings,
+    save_in_full,
+    save_tensors,
+)
 from visual.hub_name import pretrained
 
 # PEFT is imported where it is used: it takes two seconds, and asking a checkpoint needs none of it.
@@ -36,6 +46,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 LANGUAGE_FOLDER = "language"
+VISION: tuple[ParamGroup, ...] = ("vision",)
 
 FolderForm = Literal["adapter", "merged", "llava"]
 """A checkpoint with the trained weights alone, a whole model in Tessera's format, or one in the LLaVA layout."""
@@ -48,6 +59,8 @@ def save(model: "VisionLanguageModel | PeftModel", folder: Path, state: dict[str
     save_tensors(trained_state_dict(model, state), folder / ADAPTER_WEIGHTS)
     if has_adapters(model):
         model.peft_config["default"].save_pretrained(folder)
+    if inner.config.vision_weights:
+        save_in_full(model, VISION, folder, state)
     if inner.config.language_weights:
         _save_language_model(inner, folder / LANGUAGE_FOLDER, state)
     inner.config.save_pretrained(folder)
@@ -78,10 +91,13 @@ def load(
     model = merged or load_trained(folder, config, options)
     base_model(model).config.settings = vlm_config.settings
     if trainable:
-        groups: tuple[ParamGroup, ...] = ("connector", "lora") if has_adapters(model) else ("connector",)
-        set_trainable(model, (*groups, "language") if vlm_config.language_weights else groups)
+        groups: list[ParamGroup] = ["connector", *(vlm_config.adapter_groups if has_adapters(model) else ())]
+        in_full: dict[ParamGroup, bool] = {"language": vlm_config.language_weights, "vision": vlm_config.vision_weights}
+        set_trainable(model, [*groups, *(group for group, is_saved in in_full.items() if is_saved)])
         if vlm_config.language_weights and options.load_weights:
             _load_language_model(model, folder)  # once more, in fp32: `build` rounded it to `dtype`
+        if vlm_config.vision_weights and options.load_weights:
+            _load_vision_weights(model, folder)  # the same
         return model
     return freeze_for_answering(model, dtype)
 
@@ -92,8 +108,8 @@ def load_trained(folder: Path, config: SiglipQwenConfig, options: LoadOptions) -
     config: of the checkpoint (not of a whole model), or of a run that starts from it with adapters of the same shape.
     """
     base = _build_base(folder, config, options)
-    groups: tuple[ParamGroup, ...] = ("connector", "lora") if (folder / ADAPTER_CONFIG).exists() else ("connector",)
-    model = configure_trainable(base, config, groups)
+    adapted = read_config(folder).adapter_groups if (folder / ADAPTER_CONFIG).exists() else ()
+    model = configure_trainable(base, config, ("connector", *adapted))
     if options.load_weights:
         _load_trained(model, folder)
     return model
@@ -112,6 +128,9 @@ def _build_base(folder: Path, config: SiglipQwenConfig, options: LoadOptions) ->
     else:
         base = build_shape(config, vlm_config, options)
     base.config.language_weights, base.config.base_folder = vlm_config.language_weights, vlm_config.base_folder
+    base.config.vision_weights = vlm_config.vision_weights
+    if vlm_config.vision_weights and options.load_weights:
+        _load_vision_weights(base, folder)
     return base
 
 
@@ -162,8 +181,9 @@ def merge(folder: Path, *, dtype: torch.dtype = torch.float32) -> VisionLanguage
     model = load(folder, LoadOptions(torch.float32), quantization="none")
     merged = model.merge_and_unload() if has_adapters(model) else model
     inner = base_model(merged)
-    inner.config.settings = {**(inner.config.settings or {}), "lora": None, "quantization": "none"}
-    inner.config.language_weights, inner.config.base_folder = False, None
+    inner.config.settings = {**(inner.config.settings or {}), "lora": None, "vision_lora": None, "quantization": "none"}
+    inner.config.language_weights = inner.config.vision_weights = False
+    inner.config.base_folder = None
     inner.requires_grad_(False).eval().to(dtype)
     return inner
 
@@ -211,6 +231,16 @@ def _read_trained(folder: Path, expected: Mapping[str, torch.Size]) -> dict[str,
         tensors = {key.removeprefix(PEFT_PREFIX): value for key, value in load_file(folder / ADAPTER_WEIGHTS).items()}
     check_shapes(folder / ADAPTER_WEIGHTS, tensors, expected)
     return tensors
+
+
+def _load_vision_weights(model: "VisionLanguageModel | PeftModel", folder: Path) -> None:
+    """Load the vision encoder's weights that were trained in full. Raises UsageError unless they are exactly those."""
+    path, inner = folder / TRAINED_WEIGHTS, base_model(model)
+    with loading("checkpoint", str(folder)):
+        tensors = load_file(path)
+    state, paths = inner.state_dict(), inner.group_paths
+    check_shapes(path, tensors, {name: value.shape for name, value in state.items() if param_group_of(name, paths) == "vision"})
+    inner.load_state_dict(tensors, strict=False)
 
 
 def _load_language_model(model: "VisionLanguageModel | PeftModel", folder: Path) -> None:

@@ -17,7 +17,7 @@ from model.siglip_qwen import assembly, checkpoint
 from model.siglip_qwen.adapters import base_model, configure_trainable
 from model.siglip_qwen.batch_layout import LayoutCollator
 from model.siglip_qwen.config import SiglipQwenConfig
-from model.siglip_qwen.connector import num_image_tokens
+from model.siglip_qwen.connectors.connector_factory import num_image_tokens
 from model.siglip_qwen.modeling import VisionLanguageModel
 from model.siglip_qwen.processor import Processor
 from model.siglip_qwen.sparse_last_layer import enable_sparse_last_layer
@@ -68,8 +68,7 @@ class SiglipQwenFamily(Family):
         self, model: Any, config: SiglipQwenConfig, train: Collection[ParamGroup], run_groups: Collection[ParamGroup]
     ) -> "VisionLanguageModel | PeftModel":
         """The connector is saved whatever the run trains."""
-        del run_groups
-        return configure_trainable(model, config, train)
+        return configure_trainable(model, config, train, run_groups)
 
     def fuse(self, model: "VisionLanguageModel | PeftModel") -> None:
         """Replace LoRA layers, RMS norms and the last layer by fused ones with the same weights, where none is sharded over ranks."""
@@ -102,7 +101,9 @@ class SiglipQwenFamily(Family):
         config = base_model(model).config
         side = grid_side(config.vision_config)
         depth = 0 if features_cached else num_layers_for(config.vision_feature_layer, config.vision_config.num_hidden_layers)
-        return count_step_flops(model, side**2, depth, num_image_tokens(side, config.pool, config.drop_first_patch))
+        tokens = num_image_tokens(config.connector_config, side, config.drop_first_patch)
+        connector = base_model(model).model.multi_modal_projector
+        return count_step_flops(model, side**2, depth, lambda layer: connector.rows_per_image(layer, side**2, tokens))
 
 
 FAMILY = SiglipQwenFamily()

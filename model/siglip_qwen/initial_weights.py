@@ -2,9 +2,10 @@
 
 What continues and what becomes the base, for a run with the model settings M:
 
-- a checkpoint without LoRA, or with adapters of M's shape (r, lora_alpha, use_dora): its connector and adapters continue on M's base;
-- a checkpoint with other adapters, or with a language model trained in full, a merged model, a LLaVA folder: their weights, merged in
-  fp32, are the base, under new adapters. The run's checkpoints then name that folder and its SHA-256 (`base_folder` in config.json).
+- a checkpoint without LoRA, or with adapters of M's settings (dropout apart): its connector and adapters continue on M's base;
+- a checkpoint with other adapters, or with a vision encoder or language model trained in full, a merged model, a LLaVA folder: their
+  weights, merged in fp32, are the base, under new adapters. The run's checkpoints then name that folder and its SHA-256 (`base_folder`
+  in config.json).
 - A run that trains the whole language model saves it, so it needs such a folder for another vision encoder than M's only.
 """
 
@@ -23,7 +24,7 @@ from model.hub import llava_import
 from model.processors.sample_processor import SampleProcessor
 from model.siglip_qwen import checkpoint
 from model.siglip_qwen.assembly import build_from_model, build_shape, language_config
-from model.siglip_qwen.config import SiglipQwenConfig
+from model.siglip_qwen.config import ConnectorConfig, SiglipQwenConfig
 from model.siglip_qwen.modeling import VisionLanguageConfig, VisionLanguageModel
 from model.stock.tuned_checkpoint import ADAPTER_CONFIG
 from visual import siglip
@@ -52,7 +53,7 @@ class InitialWeights:
 
     def continues(self, model: SiglipQwenConfig, trains_language: bool) -> bool:
         """Whether the weights continue as they are on the base models of `model`, instead of becoming the base themselves."""
-        if self.form != "adapter" or self.config.language_weights:
+        if self.form != "adapter" or self.config.language_weights or self.config.vision_weights:
             return False
         if not (self.folder / ADAPTER_CONFIG).exists():
             return True
@@ -108,7 +109,7 @@ def check_compatible(
                 raise UsageError(f"{KEY}: {folder}: model.{part} was {before} ({key} {found}), is {name} ({key} {expected})")
     states = old.vision_config.num_hidden_layers + 1
     for key, before, now in (
-        ("connector.pool", old.pool, model.connector.pool),
+        *_connector_values(old.connector_config, model.connector),
         ("vision_feature_layer", _layer(old.vision_feature_layer, states), _layer(model.vision_feature_layer, states)),
         ("drop_first_patch", old.drop_first_patch, model.drop_first_patch),
     ):
@@ -147,12 +148,29 @@ def vision_tower_folder(folder: Path) -> Path | None:
     if checkpoint.folder_form(folder) != "adapter":
         return folder
     vlm_config = checkpoint.read_config(folder)
+    if vlm_config.vision_weights:
+        return folder
     return None if vlm_config.base_folder is None else vision_tower_folder(checkpoint.recorded_base_folder(folder, vlm_config))
+
+
+def _connector_values(before: ConnectorConfig, now: ConnectorConfig) -> list[tuple[str, Any, Any]]:
+    """Keys that decide whether the weights of one connector fit the other, with their values in both."""
+    keys = ("kind", "pool", *(("num_queries", "num_layers", "num_attention_heads") if now.has_queries else ()))
+    return [(f"connector.{key}", getattr(before, key), getattr(now, key)) for key in keys]
 
 
 def _lora_shape(model: SiglipQwenConfig) -> tuple[Any, ...] | None:
     """What decides whether the adapters of one configuration are those of another; dropout may differ."""
-    return None if model.lora is None else (model.lora.r, model.lora.lora_alpha, model.lora.use_dora)
+    return (
+        None
+        if model.lora is None
+        else tuple(
+            value
+            for lora in (model.lora, model.vision_lora)
+            for key, value in (vars(lora) if lora else {}).items()
+            if key != "lora_dropout"
+        )
+    )
 
 
 def _layer(layer: siglip.FeatureLayer, states: int) -> siglip.FeatureLayer:

@@ -1,10 +1,10 @@
-"""The vision-language model: frozen SigLIP vision encoder -> connector -> causal Qwen (LLaVA-1.5, arXiv:2310.03744).
+"""The vision-language model: SigLIP vision encoder -> connector -> causal Qwen (LLaVA-1.5, arXiv:2310.03744).
 
 Image embeddings from the connector replace the embeddings of the image tokens in the prompt. State dict keys are those of
 transformers' LlavaForConditionalGeneration.
 
 Shapes: B batch (rows), T tokens per row, D hidden size and V vocabulary size of the language model, S supervised positions,
-N images (H x W pixels), P patches per image, C hidden size of the vision encoder, Q image tokens per image (P / pool^2).
+N images (H x W pixels), P patches per image, C hidden size of the vision encoder, Q image tokens per image (see connectors).
 """
 
 from typing import Any, ClassVar
@@ -14,18 +14,23 @@ from transformers import AutoConfig, AutoModel, Cache, GenerationMixin, PreTrain
 from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithPast
 
 from errors import TesseraError
+from model.family_config import ParamGroup
 from model.kernels.chunked_cross_entropy import LanguageModelHead, positions_per_chunk
 from model.kernels.varlen_attention import packed_attention_kwargs
 from model.param_groups import GroupPaths
 from model.siglip_qwen.batch_layout import UNKNOWN_LAYOUT, BatchLayout, find_image_tokens, find_supervised_positions
-from model.siglip_qwen.connector import Connector
+from model.siglip_qwen.config import ConnectorConfig
+from model.siglip_qwen.connectors.connector_factory import build_connector
 from model.siglip_qwen.sparse_last_layer import sparse_last_layer_kwargs
-from renamed_keys import with_new_keys
+from renamed_keys import with_connector_kind, with_new_keys
 from visual import siglip
 
 CONNECTOR = "model.multi_modal_projector"
 
+VISION_TOWER = "model.vision_tower"
+
 GROUP_PATHS: GroupPaths = {"connector": (CONNECTOR,), "language": ("model.language_model", "lm_head.")}
+"""Of a model with a frozen vision encoder."""
 
 
 class ImageTokenMismatchError(TesseraError):
@@ -37,6 +42,8 @@ class VisionLanguageConfig(PreTrainedConfig):
 
     settings: the whole SiglipQwenConfig as plain values; loading a checkpoint rebuilds the model from it.
     language_weights: the checkpoint contains the language model, trained in full.
+    vision_weights: the checkpoint contains weights of the vision encoder, trained in full.
+    adapter_groups: parameter groups with LoRA.
     base_folder: path and sha256 of the folder whose whole model is the base, in place of the models that `settings` names."""
 
     model_type = "tessera"
@@ -48,15 +55,20 @@ class VisionLanguageConfig(PreTrainedConfig):
     image_token_index: int = 0
     vision_feature_layer: siglip.FeatureLayer = -2
     drop_first_patch: bool = False
-    pool: int = 1
+    connector: dict[str, Any] | None = None
     tie_word_embeddings: bool = False
     settings: dict[str, Any] | None = None
     language_weights: bool = False
+    vision_weights: bool = False
+    adapter_groups: tuple[ParamGroup, ...] | list[ParamGroup] = ("lora",)
     base_folder: dict[str, str] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.vision_feature_layer = kwargs.pop("feature_layer", self.vision_feature_layer)  # schema version 1
-        self.settings = with_new_keys("model", self.settings)
+        self.settings = with_connector_kind(with_new_keys("model", self.settings))
+        pool = kwargs.pop("pool", 1)  # before there were several kinds of connectors
+        if self.connector is None:
+            self.connector = {"kind": "mlp_pool", "pool": pool} if pool > 1 else {}
         if isinstance(self.vision_config, dict):
             self.vision_config = SiglipVisionConfig(**self.vision_config)
         if isinstance(self.text_config, dict):
@@ -64,6 +76,10 @@ class VisionLanguageConfig(PreTrainedConfig):
         if self.text_config is not None:
             self.tie_word_embeddings = bool(self.text_config.tie_word_embeddings)
         super().__post_init__(**kwargs)
+
+    @property
+    def connector_config(self) -> ConnectorConfig:
+        return ConnectorConfig(**(self.connector or {}))
 
 
 class VisionLanguageBackbone(PreTrainedModel):
@@ -79,7 +95,9 @@ class VisionLanguageBackbone(PreTrainedModel):
     def __init__(self, config: VisionLanguageConfig):
         super().__init__(config)
         self.vision_tower = AutoModel.from_config(config.vision_config)
-        self.multi_modal_projector = Connector(config.vision_config.hidden_size, config.text_config.hidden_size, config.pool)
+        self.multi_modal_projector = build_connector(
+            config.connector_config, config.vision_config.hidden_size, config.text_config.hidden_size
+        )
         self.language_model = AutoModel.from_config(config.text_config)
         self.post_init()
 
@@ -96,7 +114,6 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = True
-    group_paths = GROUP_PATHS
     _supports_sdpa = True
     _supports_flash_attn = True
     _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values"]
@@ -111,15 +128,24 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         self.loss_type = "ForCausalLM"
 
     def train(self, mode: bool = True) -> "VisionLanguageModel":
-        """Set training mode; the frozen vision tower always stays in eval mode."""
+        """Set training mode; a frozen vision tower always stays in eval mode."""
         super().train(mode)
-        self.model.vision_tower.eval()
+        tower = self.model.vision_tower
+        tower.train(mode and siglip.is_trained(tower))
         return self
 
-    def encode_images(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Patch features of the frozen vision encoder: pixels [N, 3, H, W] -> [N, P, C].
+    @property
+    def group_paths(self) -> GroupPaths:
+        """Parameter groups; with LoRA on the vision encoder, its own weights are in none."""
+        settings, config = self.config.settings or {}, self.config
+        trained = () if settings.get("vision_lora") else (settings.get("vision_layers", "all"),)
+        vision = [name for layers in trained for name in siglip.trained_parts(self.model.vision_tower, config.vision_feature_layer, layers)]
+        return {**GROUP_PATHS, "vision": tuple(f"{VISION_TOWER}.{name}." for name in vision)}
 
-        They do not depend on any trained weight, so they can be cached and passed to `forward` as `image_features`.
+    def encode_images(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Patch features of the vision encoder: pixels [N, 3, H, W] -> [N, P, C].
+
+        Those of a frozen one do not depend on any trained weight, so they can be cached and passed to `forward` as `image_features`.
         """
         return siglip.VisionEncoder(self.model.vision_tower, self.config.vision_feature_layer, self.config.drop_first_patch)(pixel_values)
 

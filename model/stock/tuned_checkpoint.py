@@ -56,16 +56,13 @@ def save_tuned(model: Any, folder: Path, state: dict[str, torch.Tensor] | None, 
     """
     folder.mkdir(parents=True, exist_ok=True)
     inner = unwrapped(model)
-    in_full = trained_in_full(model, {*inner.trained_groups, *always})
     if has_adapters(model):
         import peft
 
         adapters = peft.get_peft_model_state_dict(model, state_dict=state)
         save_tensors(adapters, folder / ADAPTER_WEIGHTS)
         model.peft_config["default"].save_pretrained(folder)
-    if in_full:
-        values = model.state_dict() if state is None else state
-        save_tensors({_own_name(name): values[name] for name in in_full}, folder / TRAINED_WEIGHTS)
+    save_in_full(model, {*inner.trained_groups, *always}, folder, state)
     raw = {
         "model_type": f"tessera_{inner.settings.family}",
         "settings": dataclasses.asdict(inner.settings),
@@ -73,6 +70,13 @@ def save_tuned(model: Any, folder: Path, state: dict[str, torch.Tensor] | None, 
         "base_sha256": inner.base_sha256,
     }
     write_json(folder / "config.json", raw)
+
+
+def save_in_full(model: Any, groups: Collection[ParamGroup], folder: Path, state: dict[str, torch.Tensor] | None) -> None:
+    """Write the weights of these groups that are not in PEFT's file, if there are any. state: as in `save_tuned`."""
+    if in_full := trained_in_full(model, groups):
+        values = model.state_dict() if state is None else state
+        save_tensors({_own_name(name): values[name] for name in in_full}, folder / TRAINED_WEIGHTS)
 
 
 def _own_name(name: str) -> str:
@@ -90,7 +94,7 @@ def trained_in_full(model: Any, groups: Collection[ParamGroup]) -> list[str]:
     """Names of the parameters of these groups that are not in PEFT's file."""
     paths = unwrapped(model).group_paths
     names = (name for name, _ in model.named_parameters() if ".modules_to_save." not in name)
-    return [name for name in names if (group := param_group_of(name, paths)) in groups and group != "lora"]
+    return [name for name in names if ".lora_" not in name and param_group_of(name, paths) in groups]
 
 
 def load_trained(model: Any, folder: Path, groups: Collection[ParamGroup], always: Collection[ParamGroup]) -> Any:

@@ -48,7 +48,7 @@ def model(parts: Path, processor: Processor) -> VisionLanguageModel:
         for name, weight in model.named_parameters():
             if weight.ndim > 1 and "embed" not in name:
                 weight.mul_(2.5)
-        model.model.multi_modal_projector.linear_2.weight.mul_(4)
+        model.get_parameter("model.multi_modal_projector.linear_2.weight").mul_(4)
     return model
 
 

@@ -48,15 +48,15 @@ def test_weights_depend_on_the_seed(processor: Processor, ours: VisionLanguageMo
     other_seed = build_ours("tiny", SiglipQwenConfig(), processor, dtype=torch.float32, device=CPU, seed=1)
     for model, same in ((same_seed, True), (other_seed, False)):
         assert torch.equal(model.lm_head.weight, ours.lm_head.weight) == same
-        linear = model.model.multi_modal_projector.linear_1
-        assert torch.equal(linear.weight, ours.model.multi_modal_projector.linear_1.weight) == same
+        weights = [side.get_parameter("model.multi_modal_projector.linear_1.weight") for side in (model, ours)]
+        assert torch.equal(*weights) == same
 
 
 @pytest.mark.parametrize(
     ("settings", "key"),
     [
         (SiglipQwenConfig(quantization="nf4"), "model.quantization"),
-        (SiglipQwenConfig(connector=ConnectorConfig(pool=3)), "model.connector.pool"),
+        (SiglipQwenConfig(connector=ConnectorConfig(kind="mlp_pool", pool=3)), "model.connector.kind"),
         (SiglipQwenConfig(drop_first_patch=True), "model.drop_first_patch"),
     ],
 )
@@ -66,7 +66,7 @@ def test_settings_that_stock_does_not_support_are_rejected(settings: SiglipQwenC
 
 
 def test_without_stock_our_model_may_have_settings_that_stock_does_not_support(processor: Processor) -> None:
-    pooled = SiglipQwenConfig(connector=ConnectorConfig(pool=3))
-    assert build_ours("tiny", pooled, processor, dtype=torch.float32, device=CPU).config.pool == 3
+    pooled = SiglipQwenConfig(connector=ConnectorConfig(kind="mlp_pool", pool=3))
+    assert build_ours("tiny", pooled, processor, dtype=torch.float32, device=CPU).config.connector_config.pool == 3
     with pytest.raises(UsageError, match=r"model\.quantization"):
         build_ours("tiny", SiglipQwenConfig(quantization="nf4"), processor, dtype=torch.float32, device=CPU)

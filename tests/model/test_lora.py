@@ -14,7 +14,6 @@ from model.lora import enable_gradient_checkpointing
 from model.param_groups import param_group_of, trainable_param_groups
 from model.siglip_qwen.adapters import base_model, configure_trainable
 from model.siglip_qwen.config import LoraConfig, SiglipQwenConfig
-from model.siglip_qwen.modeling import VisionLanguageModel
 from tests.model.conftest import Build
 from tests.model.siglip_qwen.test_modeling import loss_and_gradients, with_labels
 
@@ -26,7 +25,7 @@ LINEAR = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_
 
 def train(model: nn.Module, inputs: dict[str, torch.Tensor], steps: int = 8, bf16: bool = False) -> list[float]:
     """Take optimizer steps on one batch; the loss before each."""
-    optimizer = torch.optim.AdamW([p for group in trainable_param_groups(model).values() for p in group], lr=2e-3)
+    optimizer = torch.optim.AdamW([p for group in trainable_param_groups(model).values() for p in group.values()], lr=2e-3)
     model.train()
     losses = []
     for _ in range(steps):
@@ -59,7 +58,7 @@ def test_only_the_given_groups_are_trainable_and_in_fp32(make: Build, settings: 
     model = configure_trainable(make().to(torch.bfloat16), settings(), train_groups)
     groups = trainable_param_groups(model)
     assert set(groups) == set(train_groups)
-    assert {parameter.dtype for group in groups.values() for parameter in group} == {torch.float32}
+    assert {parameter.dtype for group in groups.values() for parameter in group.values()} == {torch.float32}
     assert {p.dtype for p in base_model(model).model.vision_tower.parameters()} == {torch.bfloat16}
 
 
@@ -74,7 +73,7 @@ def test_frozen_weights_do_not_change(
     make: Build, settings: Settings, batch: Batch, quantization: str, train_groups: list[ParamGroup]
 ) -> None:
     model = configure_trainable(make(quantization=quantization), settings(quantization=quantization), train_groups)
-    trained = {id(p) for group in trainable_param_groups(model).values() for p in group}
+    trained = {id(p) for group in trainable_param_groups(model).values() for p in group.values()}
     before = {name: p.detach().clone() for name, p in model.named_parameters() if id(p) not in trained}
     losses = train(model, with_labels(batch(1, 2)))
     assert losses[-1] < losses[0] - 0.3
@@ -122,7 +121,7 @@ def test_a_later_stage_keeps_the_lora_weights_and_trains_only_its_groups(make: B
     train(model, inputs)
     connector = {name: p.detach().clone() for name, p in base_model(model).model.multi_modal_projector.named_parameters()}
     model = configure_trainable(model, settings(), ["connector", "lora"])
-    copied = {name: p for name, p in model.named_parameters() if param_group_of(name, VisionLanguageModel.group_paths) == "connector"}
+    copied = {name: p for name, p in model.named_parameters() if param_group_of(name, base_model(model).group_paths) == "connector"}
     assert all(torch.equal(connector[name.partition("default.")[2]], p) for name, p in copied.items())
     train(model, inputs)
     lora_weights = {name: p.detach().clone() for name, p in model.named_parameters() if ".lora_" in name}
@@ -176,7 +175,7 @@ def test_checkpointed_layers_are_evenly_spread_and_give_the_same_gradients(
 def test_a_batch_without_images_trains_with_lora(make: Build, settings: Settings, batch: Batch) -> None:
     model = configure_trainable(make(), settings(), ["connector", "lora"]).train()
     model(**with_labels(batch(0))).loss.backward()
-    assert all(p.grad is not None for group in trainable_param_groups(model).values() for p in group)
+    assert all(p.grad is not None for group in trainable_param_groups(model).values() for p in group.values())
 
 
 def test_generation_works_with_lora(make: Build, settings: Settings, batch: Batch) -> None:

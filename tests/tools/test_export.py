@@ -34,7 +34,7 @@ def experiment(parts: Path, processor: Processor, tmp_path: Path, monkeypatch: p
     monkeypatch.chdir(tmp_path)
 
     def make(pool: int = 1) -> Path:
-        connector = ConnectorConfig(pool=pool)
+        connector = ConnectorConfig(kind="mlp_pool" if pool > 1 else "mlp", pool=pool)
         settings = SiglipQwenConfig(vision=str(parts / "siglip"), language=str(parts / "qwen3"), lora=LoraConfig(r=2), connector=connector)
         model = configure_trainable(build(settings, image_token_id=processor.image_token_id), settings, ["connector", "lora"])
         folder = tmp_path / "checkpoints" / "small" / "checkpoint-7"
@@ -120,7 +120,7 @@ def test_an_incompatible_setting_is_one_line_with_status_2(experiment: Callable[
     experiment(pool=3)
     status, _, error = run("--format", "llava", "--out", "exported")
     assert status == 2
-    assert "error: --format llava: model.connector.pool is 3" in error
+    assert "error: --format llava: model.connector.kind is mlp_pool" in error
     assert not Path("exported").exists()
 
 

@@ -101,7 +101,7 @@ def test_weights_that_do_not_fit_are_refused_before_any_is_loaded(source: tuple[
     path, checkpoint = source
     capsys.readouterr()
     for override, message in (
-        ("model.connector.pool=2", r"model\.connector\.pool was 1, is 2"),
+        ("model.connector={kind: mlp_pool, pool: 2}", r"model\.connector\.kind was mlp, is mlp_pool"),
         ("train.init_from=nowhere", r"train\.init_from: nowhere does not exist"),
     ):
         with pytest.raises(UsageError, match=message):

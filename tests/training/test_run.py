@@ -25,6 +25,8 @@ from training.run import TrainingRun
 
 Workspace = Callable[..., Path]
 
+slow = pytest.mark.slow
+
 
 def run(path: Path, *overrides: str, resume: str | None = None) -> Path:
     return TrainingRun(configuration.load(path, list(overrides)), resume).train()
@@ -80,11 +82,20 @@ def test_a_checkpoint_contains_no_base_weights_and_an_optimizer_unless_another_s
     ("model", "stage", "trained"),
     [
         ({"quantization": "nf4"}, ["connector", "lora"], "lora_A"),
-        pytest.param({"quantization": "nf4"}, ["connector"], "linear_2", marks=pytest.mark.slow),
-        pytest.param({"quantization": "int8"}, ["connector", "lora"], "lora_B", marks=pytest.mark.slow),
-        pytest.param({"lora": {"r": 4, "lora_alpha": 8, "use_dora": True}}, ["connector", "lora"], "magnitude", marks=pytest.mark.slow),
-        pytest.param({"lora": None}, ["connector"], "linear_1", marks=pytest.mark.slow),
+        pytest.param({"quantization": "nf4"}, ["connector"], "linear_2", marks=slow),
+        pytest.param({"quantization": "int8"}, ["connector", "lora"], "lora_B", marks=slow),
+        pytest.param({"lora": {"r": 4, "lora_alpha": 8, "use_dora": True}}, ["connector", "lora"], "magnitude", marks=slow),
+        pytest.param({"lora": None}, ["connector"], "linear_1", marks=slow),
         ({"lora": None}, ["connector", "language"], "language/model.safetensors"),
+        ({"connector": {"kind": "resampler", "num_queries": 5, "num_attention_heads": 4}}, ["connector", "lora"], "queries"),
+        pytest.param(
+            {"connector": {"kind": "qformer", "num_queries": 5, "num_attention_heads": 4}}, ["connector"], "crossattention", marks=slow
+        ),
+        ({"vision_layers": 1}, ["vision", "connector", "lora"], "trained_weights.safetensors"),
+        pytest.param({"lora": None}, ["vision", "connector"], "trained_weights.safetensors", marks=slow),
+        pytest.param({"vision_lora": {"r": 2, "lora_dropout": 0.0}}, ["vision", "connector"], "vision_tower", marks=slow),
+        pytest.param({"lora": {"r": 4, "use_rslora": True, "layers_to_transform": [0]}}, ["lora"], "layers.0", marks=slow),
+        ({"lora": {"r": 4, "init_lora_weights": "pissa"}}, ["connector", "lora"], "lora_A"),
     ],
 )
 def test_every_combination_of_trained_groups_and_quantization_trains_and_resumes(

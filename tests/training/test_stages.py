@@ -1,14 +1,20 @@
+from typing import Any, ClassVar
+
 import pytest
 from torch import nn
 
-from model.siglip_qwen.modeling import GROUP_PATHS
+from model.param_groups import GroupPaths
 from training.checkpointing.stage_model import describe_trained
 from training.config import LearningRates, StageConfig, TrainConfig
 from training.optimization.optimizers import learning_rate, optimizer_param_groups
 
 
 class ToyModel(nn.Module):
-    group_paths = GROUP_PATHS
+    group_paths: ClassVar[GroupPaths] = {
+        "connector": ("model.multi_modal_projector",),
+        "language": ("model.language_model",),
+        "vision": ("model.vision_tower",),
+    }
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,3 +48,37 @@ def test_a_stage_s_learning_rate_overrides_the_default(
 ) -> None:
     stage = StageConfig(name="s", train=("lora",), learning_rate=stage_rate)
     assert learning_rate(stage, TrainConfig(learning_rate=default_rate), "lora") == expected
+
+
+class LayeredModel(nn.Module):
+    group_paths: ClassVar[GroupPaths] = {"language": ("language.",), "vision": ("vision.",)}
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers = nn.ModuleList(nn.Linear(2, 2, bias=False) for _ in range(3))
+        self.vision = nn.ModuleDict({"embeddings": nn.Linear(2, 2, bias=False), "layers": layers, "norm": nn.LayerNorm(2, bias=False)})
+        self.language = nn.ModuleDict(
+            {"q_proj": nn.ModuleDict({name: nn.ModuleDict({"default": nn.Linear(2, 2, bias=False)}) for name in ("lora_A", "lora_B")})}
+        )
+
+
+def rates(model: nn.Module, **settings: Any) -> dict[str, float]:
+    """Learning rates by the names of the parameters."""
+    stage = StageConfig(name="s", train=("vision", "lora"), learning_rate=LearningRates(vision=1.0, lora=1.0))
+    groups = optimizer_param_groups(model, stage, TrainConfig(**settings))
+    by_id = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
+    return {name: by_id[id(parameter)] for name, parameter in model.named_parameters()}
+
+
+def test_layers_of_a_vision_encoder_learn_the_slower_the_lower_they_are() -> None:
+    found = rates(LayeredModel(), vision_layer_decay=0.5)
+    assert found["vision.norm.weight"] == 1.0
+    assert [found[f"vision.layers.{i}.weight"] for i in range(3)] == [0.125, 0.25, 0.5]
+    assert found["vision.embeddings.weight"] == 0.0625
+
+
+def test_lora_plus_multiplies_the_rate_of_b() -> None:
+    found = rates(LayeredModel(), loraplus_lr_ratio=16.0)
+    assert found["language.q_proj.lora_A.default.weight"] == 1.0
+    assert found["language.q_proj.lora_B.default.weight"] == 16.0
+    assert found["vision.embeddings.weight"] == 1.0

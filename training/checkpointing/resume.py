@@ -85,8 +85,24 @@ def read_run_state(folder: Path) -> RunState:
         raise UsageError(f"--resume {folder}: {RUN_STATE_FILE} cannot be read, so this is no training checkpoint ({reason})") from error
 
 
-ADDED_SETTINGS = {"data.balance": "none", "data.mix": None, "train.lr_scheduler_type": "cosine", "model.family": DEFAULT_FAMILY}
-"""Settings that earlier versions did not have, and what they did."""
+ADDED_SETTINGS = {
+    "data.balance": "none",
+    "data.mix": None,
+    "train.lr_scheduler_type": "cosine",
+    "train.vision_layer_decay": 1.0,
+    "train.loraplus_lr_ratio": 1.0,
+    "model.family": DEFAULT_FAMILY,
+}
+ADDED_LORA_SETTINGS = {"target_modules": "all-linear", "layers_to_transform": None, "use_rslora": False, "init_lora_weights": "default"}
+ADDED_CONNECTOR_SETTINGS = {
+    "connector.kind": "mlp",
+    "connector.num_queries": 64,
+    "connector.num_layers": 2,
+    "connector.num_attention_heads": 8,
+    "vision_layers": "all",
+    "vision_lora": None,
+}
+"""Settings that earlier versions did not have, and what they did: of every run, of LoRA, and of a model with a connector."""
 
 
 def _with_new_keys(state: dict[str, Any]) -> dict[str, Any]:
@@ -97,7 +113,10 @@ def _with_new_keys(state: dict[str, Any]) -> dict[str, Any]:
         renamed[".".join([section, *(new_key(section, key) or key for key in keys)])] = with_new_keys(section, value)
     renamed = {**ADDED_SETTINGS, **renamed}
     if "model.lora.r" in renamed:
-        renamed.setdefault("model.lora.target_modules", "all-linear")
+        renamed = {f"model.lora.{key}": value for key, value in ADDED_LORA_SETTINGS.items()} | renamed
+    if "model.connector.pool" in renamed:
+        kind = {"model.connector.kind": "mlp_pool"} if renamed["model.connector.pool"] > 1 else {}
+        renamed = {f"model.{key}": value for key, value in ADDED_CONNECTOR_SETTINGS.items()} | kind | renamed
     _add_vision_rate(renamed)
     rates = {f"learning_rate/{old}": f"learning_rate/{new}" for old, new in RENAMED_GROUPS.items()}
     history = [{rates.get(key, key): value for key, value in row.items()} for row in state["history"]]

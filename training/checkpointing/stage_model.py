@@ -78,7 +78,7 @@ def _initial_model(run_setup: RunSetup, initial: InitialWeights, options: LoadOp
 
 def describe_trained(model: nn.Module) -> str:
     """Number of trained parameters of each group, such as "connector 61.4 K, lora 1.2 M parameters"."""
-    counts = {group: sum(p.numel() for p in parameters) for group, parameters in trainable_param_groups(model).items()}
+    counts = {group: sum(p.numel() for p in parameters.values()) for group, parameters in trainable_param_groups(model).items()}
     return ", ".join(f"{group} {_short(count)}" for group, count in counts.items()) + " parameters"
 
 

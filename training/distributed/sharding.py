@@ -91,7 +91,9 @@ def gather_full_state_dict(model: nn.Module, keep: bool = True) -> dict[str, tor
     Tensors are gathered one at a time, so a rank that does not keep them needs no more memory than the largest takes. Frozen base
     weights are not gathered. keep: False returns an empty dict, on ranks that do not write the checkpoint.
     """
-    wanted = {"connector", "lora"} | ({"language"} if base_model(model).config.language_weights else set())
+    config = base_model(model).config
+    wanted = {"connector", *config.adapter_groups}
+    wanted |= {group for group, is_saved in (("language", config.language_weights), ("vision", config.vision_weights)) if is_saved}
     paths = base_model(model).group_paths
     state: dict[str, torch.Tensor] = {}
     for name, parameter in model.named_parameters():

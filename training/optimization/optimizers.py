@@ -4,6 +4,8 @@ Expected of what runs on a GPU alone: one launch for the step of all parameters 
 (8-bit). Neither was measured on a GPU.
 """
 
+import re
+from collections.abc import Iterable
 from typing import Any
 
 import bitsandbytes as bnb
@@ -14,6 +16,8 @@ from errors import UsageError
 from model.family_config import ParamGroup
 from model.param_groups import trainable_param_groups
 from training.config import LearningRates, StageConfig, TrainConfig
+
+_LAYER = re.compile(r"\.(?:layers|layer|blocks)\.(\d+)\.")
 
 
 def check_optimizer(train: TrainConfig, device: torch.device, sharded: bool) -> None:
@@ -67,11 +71,30 @@ def learning_rate(stage: StageConfig, train: TrainConfig, group: ParamGroup) -> 
 
 
 def optimizer_param_groups(model: nn.Module, stage: StageConfig, train: TrainConfig) -> list[dict[str, Any]]:
-    """The optimizer's parameter groups: matrices of each trained group, and its vectors (biases, norms) without weight decay."""
+    """The optimizer's parameter groups: matrices of each trained group, and its vectors (biases, norms) without weight decay; with a
+    learning rate of their own the B matrices of LoRA+ and the layers of a vision encoder with layer-wise decay."""
     groups: list[dict[str, Any]] = []
     for group, parameters in trainable_param_groups(model).items():
-        matrices, vectors = [p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim < 2]
-        for members, decay in ((matrices, train.weight_decay), (vectors, 0.0)):
-            if members:
-                groups.append({"params": members, "lr": learning_rate(stage, train, group), "weight_decay": decay, "name": group})
+        rate = learning_rate(stage, train, group)
+        by_rate: dict[float, list[nn.Parameter]] = {}
+        for name, parameter in parameters.items():
+            by_rate.setdefault(rate * _rate_factor(name, group, parameters, train), []).append(parameter)
+        for own_rate, own in sorted(by_rate.items()):
+            matrices, vectors = [p for p in own if p.ndim > 1], [p for p in own if p.ndim < 2]
+            for members, decay in ((matrices, train.weight_decay), (vectors, 0.0)):
+                if members:
+                    groups.append({"params": members, "lr": own_rate, "weight_decay": decay, "name": group})
     return groups
+
+
+def _rate_factor(name: str, group: ParamGroup, names: Iterable[str], train: TrainConfig) -> float:
+    """What the learning rate of a group is multiplied by for one of its parameters."""
+    if group == "lora":
+        return train.loraplus_lr_ratio if ".lora_B." in name else 1.0
+    if group != "vision" or train.vision_layer_decay == 1.0:
+        return 1.0
+    # As BEiT counts (arXiv:2106.08254): embeddings are below layer 0, what comes after the last layer is above it.
+    above = 1 + max((int(match[1]) for other in names if (match := _LAYER.search(other))), default=-1)
+    match = _LAYER.search(name)
+    number = int(match[1]) if match else -1 if "embeddings" in name else above
+    return float(train.vision_layer_decay ** (above - number))

@@ -65,7 +65,7 @@ def test_a_different_training_step_is_detected(workspace: Workspace, monkeypatch
     ("model", "train", "key"),
     [
         ({"quantization": "nf4"}, {}, "model.quantization"),
-        ({"connector": {"pool": 3}}, {}, "model.connector.pool"),
+        ({"connector": {"kind": "mlp_pool", "pool": 3}}, {}, "model.connector.kind"),
         ({}, {"cache_vision_features": True}, "train.cache_vision_features"),
     ],
 )

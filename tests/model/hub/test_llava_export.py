@@ -217,7 +217,7 @@ def test_the_merged_format_is_loaded_by_checkpoint_load(exported: Exported, batc
 
 
 def test_the_merged_format_supports_pooling(make: Build, settings: Settings, processor: Processor, tmp_path: Path) -> None:
-    changes = {"connector": ConnectorConfig(pool=2)}
+    changes = {"connector": ConnectorConfig(kind="mlp_pool", pool=2)}
     model = configure_trainable(make(**changes), settings(**changes), ["connector"])
     checkpoint.save(model, tmp_path / "c")
     write_manifest(tmp_path / "c")
@@ -230,7 +230,7 @@ def test_the_merged_format_supports_pooling(make: Build, settings: Settings, pro
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"connector": ConnectorConfig(pool=2)}, r"model\.connector\.pool is 2"),
+        ({"connector": ConnectorConfig(kind="mlp_pool", pool=2)}, r"model\.connector\.kind is mlp_pool"),
         ({"drop_first_patch": True}, r"model\.drop_first_patch is true"),
     ],
 )

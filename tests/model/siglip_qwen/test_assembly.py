@@ -32,9 +32,9 @@ def test_sizes_are_read_without_loading_weights(settings: Settings, parts: Path,
 
 @pytest.mark.parametrize(("pool", "tokens"), [(2, 9), (3, 4), (6, 1)])
 def test_pooling_reduces_the_number_of_image_tokens(settings: Settings, make: Build, batch: Callable, pool: int, tokens: int) -> None:
-    config = settings(connector=ConnectorConfig(pool=pool))
+    config = settings(connector=ConnectorConfig(kind="mlp_pool", pool=pool))
     assert tokens_per_image(config) == tokens
-    model, inputs = make(connector=ConnectorConfig(pool=pool)), batch(1)
+    model, inputs = make(connector=ConnectorConfig(kind="mlp_pool", pool=pool)), batch(1)
     inputs["input_ids"][0, 5 + tokens : 41] = 200
     assert model(**inputs).logits.isfinite().all()
 

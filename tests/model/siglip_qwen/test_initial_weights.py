@@ -238,7 +238,7 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path: Path, parts: Path) -> No
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"connector": ConnectorConfig(pool=2)}, "model.connector.pool was 1, is 2"),
+        ({"connector": ConnectorConfig(kind="mlp_pool", pool=2)}, "model.connector.kind was mlp, is mlp_pool"),
         ({"vision_feature_layer": -1}, "model.vision_feature_layer was -2, is -1"),
         ({"drop_first_patch": True}, "model.drop_first_patch was False, is True"),
     ],
@@ -257,8 +257,9 @@ def test_a_connector_that_is_trained_may_read_another_layer(source: Source, sett
     initial_weights.check_compatible(found, other, processor, trains_connector=True)
     model = initial_weights.start(found, other, LoadOptions(torch.float32), trains_language=False)
     assert base_model(model).config.vision_feature_layer == -1
-    with pytest.raises(UsageError, match=r"model\.connector\.pool was 1, is 2"):
-        initial_weights.check_compatible(found, settings(connector=ConnectorConfig(pool=2)), processor, trains_connector=True)
+    with pytest.raises(UsageError, match=r"model\.connector\.kind was mlp, is mlp_pool"):
+        pooled = settings(connector=ConnectorConfig(kind="mlp_pool", pool=2))
+        initial_weights.check_compatible(found, pooled, processor, trains_connector=True)
 
 
 def test_another_base_model_is_named_with_what_differs(

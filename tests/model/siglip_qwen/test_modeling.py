@@ -216,8 +216,10 @@ def test_a_batch_without_images_gives_the_connector_zero_gradients(make: Build, 
     assert all(parameter.grad is not None and not parameter.grad.any() for parameter in model.model.multi_modal_projector.parameters())
 
 
-def test_the_vision_tower_stays_in_eval_mode_and_outside_autograd(make: Build, batch: Batch) -> None:
-    model = make().requires_grad_(True).train()
+def test_a_frozen_vision_tower_stays_in_eval_mode_and_outside_autograd(make: Build, batch: Batch) -> None:
+    model = make().requires_grad_(True)
+    model.model.vision_tower.requires_grad_(False)
+    model.train()
     assert model.model.language_model.training
     assert not any(module.training for module in model.model.vision_tower.modules())
     model(**with_labels(batch(1))).loss.backward()

@@ -66,7 +66,7 @@ def images_in(path: Path) -> list[str]:
         ({}, {"batching": "padded"}),
         pytest.param({}, {"batching": "packed", "packing_length": 512}, marks=pytest.mark.slow),
         pytest.param(
-            {"connector": {"pool": 3}, "vision_feature_layer": "last_hidden_state"},
+            {"connector": {"kind": "mlp_pool", "pool": 3}, "vision_feature_layer": "last_hidden_state"},
             {"batching": "packed", "packing_length": 512, "dataloader_num_workers": 1},
             marks=pytest.mark.slow,
         ),

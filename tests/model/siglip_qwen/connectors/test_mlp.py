@@ -1,15 +1,13 @@
-"""The two-layer connector, its pooling and its number of image tokens."""
+"""Connectors that map each patch, or each neighbourhood of patches, by itself."""
 
-import pytest
 import torch
 from torch.nn import functional
 
-from errors import UsageError
-from model.siglip_qwen.connector import Connector, num_image_tokens, space_to_depth
+from model.siglip_qwen.connectors.mlp import AveragePoolConnector, LinearConnector, MlpConnector, space_to_depth
 
 
 def test_it_is_two_linear_layers_with_a_gelu_between() -> None:
-    connector, features = Connector(8, 6), torch.randn(2, 9, 8)
+    connector, features = MlpConnector(8, 6), torch.randn(2, 9, 8)
     expected = connector.linear_2(functional.gelu(connector.linear_1(features)))
     torch.testing.assert_close(connector(features), expected)
     assert set(connector.state_dict()) == {"linear_1.weight", "linear_1.bias", "linear_2.weight", "linear_2.bias"}
@@ -28,28 +26,11 @@ def test_pooling_keeps_the_features_of_a_patch_together() -> None:
 
 
 def test_a_pooling_connector_gives_one_token_per_neighbourhood() -> None:
-    assert Connector(8, 6, pool=3)(torch.randn(2, 81, 8)).shape == (2, 9, 6)
-
-
-@pytest.mark.parametrize(
-    ("side", "pool", "drop", "tokens"), [(27, 1, False, 729), (27, 3, False, 81), (27, 1, True, 728), (6, 2, False, 9)]
-)
-def test_the_number_of_image_tokens(side: int, pool: int, drop: bool, tokens: int) -> None:
-    assert num_image_tokens(side, pool, drop) == tokens
-
-
-def test_a_grid_that_pool_does_not_divide_is_an_error() -> None:
-    with pytest.raises(UsageError, match=r"model.connector.pool: 27 x 27 patches cannot be divided .* 2 x 2"):
-        num_image_tokens(27, 2, False)
-
-
-def test_pooling_with_a_dropped_first_patch_is_an_error() -> None:
-    with pytest.raises(UsageError, match=r"model.connector.pool: must be 1"):
-        num_image_tokens(27, 3, True)
+    assert MlpConnector(8, 6, pool=3)(torch.randn(2, 81, 8)).shape == (2, 9, 6)
 
 
 def test_normal_initialisation_has_the_given_standard_deviation_and_zero_bias() -> None:
-    connector = Connector(256, 256)
+    connector = MlpConnector(256, 256)
     connector.initialize("normal", 0.01)
     assert 0.0095 < connector.linear_1.weight.std() < 0.0105
     assert not connector.linear_1.bias.any()
@@ -59,4 +40,17 @@ def test_normal_initialisation_has_the_given_standard_deviation_and_zero_bias() 
 
 
 def test_features_are_cast_to_the_dtype_of_the_connector() -> None:
-    assert Connector(8, 6)(torch.randn(1, 4, 8, dtype=torch.bfloat16)).dtype == torch.float32
+    assert MlpConnector(8, 6)(torch.randn(1, 4, 8, dtype=torch.bfloat16)).dtype == torch.float32
+
+
+def test_the_mean_of_a_neighbourhood_is_mapped_like_a_patch() -> None:
+    connector, features = AveragePoolConnector(8, 6, pool=2), torch.randn(2, 16, 8)
+    quarters = [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]
+    means = torch.stack([features[:, quarter].mean(1) for quarter in quarters], dim=1)
+    expected = connector.linear_2(functional.gelu(connector.linear_1(means)))
+    torch.testing.assert_close(connector(features), expected)
+
+
+def test_one_linear_layer() -> None:
+    connector, features = LinearConnector(8, 6), torch.randn(2, 9, 8)
+    torch.testing.assert_close(connector(features), features @ connector.linear.weight.T + connector.linear.bias)
