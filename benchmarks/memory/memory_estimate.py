@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers import Blip2Config as StockBlip2Config
 from transformers import OPTConfig, Qwen3VLConfig, Qwen3VLForConditionalGeneration
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from benchmarks.benchmark_report import BenchmarkReport, format_number
 from benchmarks.full_size_models import QWEN3, Size, build_ours, build_processor
@@ -103,7 +104,8 @@ within a step."""
 
 def _siglip_qwen_step(size: Size, model: SiglipQwenConfig, train: TrainConfig) -> Step:
     plain, samples = dataclasses.replace(model, quantization="none"), train.per_device_train_batch_size
-    ours = build_ours(size, plain, build_processor(size, plain), dtype=torch.bfloat16, device=torch.device("meta"))
+    processor = build_processor(size, plain)
+    ours = build_ours(size, plain, processor, dtype=torch.bfloat16, device=torch.device("meta"))
     adapted = configure_trainable(ours, plain, train.stages[-1].train)
     text, vision = base_model(adapted).config.text_config, base_model(adapted).config.vision_config
     tokens, batch, attention_scores = train.packing_length, f"rows of {train.packing_length:,} tokens", dict[str, float]()
@@ -114,11 +116,13 @@ def _siglip_qwen_step(size: Size, model: SiglipQwenConfig, train: TrainConfig) -
         if train.precision == "fp16":
             scores = samples * text.num_attention_heads * model.max_length**2
             attention_scores = {"attention scores of one layer, at most": 3 * scores * FP32_BYTES}
+    images = samples if train.batching == "padded" else max(1, tokens // processor.tokens_per_image)
     transient = {
         **language_transient_bytes(adapted, model, tokens),
         **attention_scores,
         "scores over the vocabulary, at most": min(tokens * text.vocab_size * BYTES_PER_LOGIT, train.logits_memory_gib * 2**30),
         "vision encoder at work": _vision_bytes(vision, COMPILED_BATCH_SIZE * (vision.image_size // vision.patch_size) ** 2),
+        **vision_training_bytes(adapted, images * (vision.image_size // vision.patch_size) ** 2),
     }
     return batch, adapted, transient
 
@@ -196,6 +200,31 @@ def weight_matrix_bytes(weights: int, quantization: str) -> int:
 def _vision_bytes(vision: Any, patches: int) -> int:
     """Bytes of the widest part of a frozen vision encoder over this many patches."""
     return int(patches * (vision.hidden_size * 4 + vision.intermediate_size * 2) * BF16_BYTES)
+
+
+def vision_training_bytes(model: nn.Module, patches: int) -> dict[str, float]:
+    """Bytes that a trained vision encoder allocates and frees within a step over this many patches, its layers recomputed."""
+    vision = base_model(model).config.vision_config
+    trained = [
+        layer
+        for layer in base_model(model).model.vision_tower.modules()
+        if isinstance(layer, GradientCheckpointingLayer) and any(weight.requires_grad for weight in layer.parameters())
+    ]
+    if not trained:
+        return {}
+    weights = sum(weight.numel() for layer in trained for weight in layer.parameters() if weight.requires_grad)
+    return {
+        "trained vision weights' copies in 16 bits": weights * BF16_BYTES,
+        "inputs of the trained vision layers": len(trained) * patches * vision.hidden_size * FP32_BYTES,
+        "activations of one of them": patches * vision_activation_bytes_per_patch(vision),
+    }
+
+
+def vision_activation_bytes_per_patch(vision: Any) -> int:
+    """Bytes per patch that a trained layer of the vision encoder saves for its backward pass under autocast: inputs of both norms in fp32;
+    the copy in 16 bits that each of four projections makes of its input; queries, keys, values, attention output; the MLP before and
+    after its activation."""
+    return int(2 * vision.hidden_size * FP32_BYTES + (8 * vision.hidden_size + 2 * vision.intermediate_size) * BF16_BYTES)
 
 
 def language_transient_bytes(model: nn.Module, settings: FamilyConfig, tokens: int) -> dict[str, float]:

@@ -9,7 +9,12 @@ import pytest
 import torch
 
 import config as configuration
-from benchmarks.memory.memory_estimate import activation_bytes_per_token, estimate_memory, persistent_bytes
+from benchmarks.memory.memory_estimate import (
+    activation_bytes_per_token,
+    estimate_memory,
+    persistent_bytes,
+    vision_activation_bytes_per_patch,
+)
 from benchmarks.recipes import SIZES
 from dataset.loading.collators import Example, PaddedCollator
 from dataset.loading.encoded_sample import IGNORE_INDEX, EncodedSample
@@ -112,3 +117,36 @@ def test_saved_activations_of_a_layer_are_within_30_percent_of_the_estimate(sett
     enable_gradient_checkpointing(model, 0)
     per_layer = (saved_tensor_bytes(lambda: model(**batch).loss) - checkpointed) / len(layers)
     assert 4 * len(ids) * activation_bytes_per_token(base_model(model).config.text_config, settings) == pytest.approx(per_layer, rel=0.3)
+
+
+def test_the_estimated_activations_of_a_trained_vision_layer_agree_with_the_tensors_that_autograd_saves(
+    settings: SiglipQwenConfig, processor: Processor
+) -> None:
+    config = dataclasses.replace(settings, quantization="none", lora=None)
+    saved = []
+    for layers in (1, 3):
+        changed = dataclasses.replace(config, vision_layers=layers)
+        model = configure_trainable(build(changed, processor.image_token_id, LoadOptions(torch.float32)), changed, ["vision"]).train()
+        inner = base_model(model)
+        pixels = torch.randn(8, 3, 96, 96)
+        saved.append(saved_tensor_bytes(lambda inner=inner, pixels=pixels: inner.encode_images(pixels).sum()))
+    vision = base_model(model).config.vision_config
+    patches = 8 * (vision.image_size // vision.patch_size) ** 2
+    weights = sum(weight.numel() for weight in inner.model.vision_tower.encoder.layers[0].parameters())
+    expected = vision_activation_bytes_per_patch(vision) * patches + 2 * weights
+    assert expected == pytest.approx((saved[1] - saved[0]) / 2, rel=0.05)
+
+
+def test_the_recipe_that_trains_the_vision_encoder_knows_what_that_takes() -> None:
+    config = configuration.load(configuration.DEFAULT.parent / "siglip_qwen3_1.7b_vision.yaml")
+    model = siglip_qwen_settings(config.model, "an estimate")
+    parts = estimate_memory("1.7b", model, config.train).measured["bytes"]
+    frozen = dataclasses.replace(config.train, stages=(dataclasses.replace(config.train.stages[-1], train=("connector", "lora")),))
+    without = estimate_memory("1.7b", model, frozen).measured["bytes"]
+    # A layer of SigLIP-so400m has 15.2 million weights.
+    layers = model.vision_layers
+    assert isinstance(layers, int)
+    assert parts["optimizer"] - without["optimizer"] == pytest.approx(layers * 15.2e6 * 8, rel=0.02)
+    assert parts["vision encoder"] == pytest.approx(without["vision encoder"] - layers * 15.2e6 * 2, rel=0.02)
+    assert parts["inputs of the trained vision layers"] == layers * (8192 // 729) * 729 * 1152 * 4
+    assert parts["in all"] / 2**30 < 0.8 * 24
