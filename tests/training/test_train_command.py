@@ -84,11 +84,20 @@ def test_a_killed_and_resumed_run_ends_with_the_same_weights_bit_for_bit(workspa
     check_killed_run_resumes(path, random.SystemRandom().randint(4, 8), 9, weights)
 
 
+VISION_TOO = "train.stages.0.train=[vision, connector, lora]"
+
+
 @pytest.mark.parametrize(
     ("both", "one_rank", "two_ranks"),
     [
         # Batches of one: the sample without an image is the only one of its micro-batch.
         ((), ("train.per_device_train_batch_size=8",), ("train.per_device_train_batch_size=1", "train.gradient_accumulation_steps=4")),
+        pytest.param(
+            (),
+            ("train.per_device_train_batch_size=8", VISION_TOO),
+            ("train.per_device_train_batch_size=1", "train.gradient_accumulation_steps=4", VISION_TOO),
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             ("train.batching=packed", "train.cache_vision_features=true"),
             ("train.packing_length=1024",),
@@ -96,7 +105,7 @@ def test_a_killed_and_resumed_run_ends_with_the_same_weights_bit_for_bit(workspa
             marks=pytest.mark.slow,
         ),
     ],
-    ids=["padded", "packed with cached features"],
+    ids=["padded", "trained vision encoder", "packed with cached features"],
 )
 def test_two_ranks_give_the_loss_of_one(workspace: Workspace, both: Overrides, one_rank: Overrides, two_ranks: Overrides) -> None:
     stage = {"name": "tune", "train": ["connector", "lora"], "epochs": 2}

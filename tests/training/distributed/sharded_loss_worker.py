@@ -171,7 +171,7 @@ def main(parts: str, launch_file: str, output: str, quantization: Quantization) 
     processor, results = FAMILY.processor(config), []
     stages: list[tuple[ParamGroup, ...]] = [("connector", "lora")]
     if quantization == "none":
-        stages.append(("connector", "language"))
+        stages += [("connector", "language"), ("vision", "connector", "lora")]
     for groups, recompute in itertools.product(stages, (False, True)):
         settings = config if "lora" in groups else dataclasses.replace(config, lora=None)
         single = trained_model(settings, processor.image_token_id, groups, recompute)

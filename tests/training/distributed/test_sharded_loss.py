@@ -18,9 +18,9 @@ NO_DEEPSPEED = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None,
 @pytest.mark.parametrize(
     ("launch_file", "quantization", "cases"),
     [
-        ("fsdp2", "none", 16),
+        ("fsdp2", "none", 24),
         pytest.param("fsdp2_qlora", "nf4", 8),
-        pytest.param("deepspeed_zero3", "none", 16, marks=NO_DEEPSPEED),
+        pytest.param("deepspeed_zero3", "none", 24, marks=NO_DEEPSPEED),
     ],
 )
 def test_any_distribution_of_supervised_tokens_over_ranks_gives_one_process_s_loss_and_gradients(
