@@ -30,7 +30,7 @@ from model.siglip_qwen.modeling import VisionLanguageModel
 from model.siglip_qwen.processor import IMAGE_TOKEN_CANDIDATES, Processor
 from training.tiny_models.architectures import build_qwen3, build_siglip, build_tokenizer, image_processor
 from training.tiny_models.data.tokenizer_corpus import tokenizer_corpus
-from visual.siglip import VisionTower, grid_side
+from visual.vision_encoder import VisionTower, grid_side
 
 Size = Literal["tiny", "1.7b", "4b", "8b"]
 

@@ -80,7 +80,7 @@ def count_step_flops(
     return StepFlops(per_token, per_supervised_token, per_image)
 
 
-VISION_LAYER, LANGUAGE_LAYER = re.compile(r"vision_tower.*\.layers\.(\d+)\."), re.compile(r"language_model\.layers\.(\d+)\.")
+VISION_LAYER, LANGUAGE_LAYER = re.compile(r"vision_tower.*\.layers?\.(\d+)\."), re.compile(r"language_model\.layers\.(\d+)\.")
 
 
 def _layer(kind: re.Pattern[str], name: str) -> int:

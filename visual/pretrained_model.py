@@ -57,6 +57,20 @@ def load_model(
     return model
 
 
+def output_size(image_processor: Any) -> tuple[int, int]:
+    """Height and width in pixels of what an image processor gives: those of its crop, or its size."""
+    cropped = getattr(image_processor, "do_center_crop", False) and getattr(image_processor, "crop_size", None)
+    size = dict(image_processor.crop_size if cropped else image_processor.size)
+    if not {"height", "width"} <= size.keys():
+        raise UsageError(f"model.vision: its image processor has the size {size}; expected height and width")
+    return int(size["height"]), int(size["width"])
+
+
+EQUIVALENT = {"DINOv3ViTImageProcessor": "ViTImageProcessor"}
+"""Image processors without a Pillow variant, and one with the same steps. DINOv3's own resizes after it has scaled pixels to 0..1, so its
+values differ by the rounding to 1/255."""
+
+
 def load_image_processor(key: str, name: str) -> Any:
     """The Pillow variant of a model's image processor. Raises UsageError when it is missing or has none.
 
@@ -68,7 +82,7 @@ def load_image_processor(key: str, name: str) -> Any:
         # Old folders name a feature extractor, some folders the torchvision variant.
         class_name = settings.get("image_processor_type") or settings.get("feature_extractor_type") or ""
         base = re.sub(r"FeatureExtractor$", "ImageProcessor", re.sub(r"(Fast|Pil)$", "", class_name))
-        processor = getattr(transformers, f"{base}Pil", None)
+        processor = getattr(transformers, f"{EQUIVALENT.get(base, base)}Pil", None)
         if processor is None:
             raise ValueError(f"its image processor {class_name or '(unnamed)'} has no Pillow variant")
         return processor.from_pretrained(**pretrained(name))

@@ -28,7 +28,7 @@ from model.siglip_qwen.adapters import base_model, configure_trainable
 from model.siglip_qwen.config import SiglipQwenConfig, siglip_qwen_settings
 from training.config import TrainConfig
 from training.optimization.optimizers import optimizer_bytes_per_parameter
-from visual.siglip import COMPILED_BATCH_SIZE
+from visual.vision_encoder import COMPILED_BATCH_SIZE
 
 BF16_BYTES, FP32_BYTES = 2, 4
 """Bytes per element."""

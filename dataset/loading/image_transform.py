@@ -46,7 +46,8 @@ class PixelReader:
     @property
     def size(self) -> tuple[int, int]:
         """Height and width in pixels."""
-        size = self._processor.size
+        cropped = getattr(self._processor, "do_center_crop", False) and getattr(self._processor, "crop_size", None)
+        size = self._processor.crop_size if cropped else self._processor.size
         return int(size["height"]), int(size["width"])
 
     def read(self, images: Sequence[Image.Image]) -> torch.Tensor:

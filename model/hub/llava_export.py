@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
+from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor, PreTrainedConfig
 
 from atomic_io import atomic_write_folder, write_json, write_text
 from errors import TesseraError, UsageError
@@ -20,6 +20,7 @@ from model.siglip_qwen import checkpoint
 from model.siglip_qwen.config import SiglipQwenConfig
 from model.siglip_qwen.modeling import VisionLanguageModel
 from model.siglip_qwen.processor import Processor
+from visual.vision_encoder import num_prefix_tokens
 
 ExportFormat = Literal["merged", "llava"]
 
@@ -56,7 +57,7 @@ def export(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"--out {out}: it exists already; choose a new folder")
     settings = checkpoint.settings(folder)
-    warnings = check_llava_compatible(settings) if export_format == "llava" else []
+    warnings = check_llava_compatible(settings, checkpoint.read_config(folder).vision_config) if export_format == "llava" else []
     model = checkpoint.merge(folder, dtype=dtype)
     base = checkpoint.read_config(folder).base_folder
     dtype_name = str(dtype).removeprefix("torch.")
@@ -77,8 +78,9 @@ def export(
     return warnings
 
 
-def check_llava_compatible(settings: SiglipQwenConfig) -> list[str]:
-    """Return warnings. Raises UsageError naming a setting that the LLaVA format cannot express."""
+def check_llava_compatible(settings: SiglipQwenConfig, vision: PreTrainedConfig | None = None) -> list[str]:
+    """Return warnings. Raises UsageError naming a setting that the LLaVA format cannot express. vision: config of the vision encoder, by
+    default of a SigLIP."""
     if settings.connector.kind != "mlp":
         raise UsageError(
             f"--format llava: model.connector.kind is {settings.connector.kind}, but the LLaVA format has two layers for each patch (only "
@@ -89,7 +91,20 @@ def check_llava_compatible(settings: SiglipQwenConfig) -> list[str]:
             "--format llava: model.drop_first_patch is true, but the LLaVA format either uses all patches or reads the vision encoder "
             "in another way; use --format merged"
         )
-    return [POST_NORM_WARNING] if settings.vision_feature_layer == "last_hidden_state" else []
+    last = settings.vision_feature_layer == "last_hidden_state"
+    if vision is None or vision.model_type == "siglip_vision_model":
+        return [POST_NORM_WARNING] if last else []
+    if (before := num_prefix_tokens(vision)) > 1:
+        raise UsageError(
+            f"--format llava: model.vision is a {vision.model_type} model with {before} positions before its patches, and the LLaVA format "
+            "leaves out one; use --format merged"
+        )
+    if last and vision.model_type == "dinov2":
+        raise UsageError(
+            "--format llava: model.vision_feature_layer is last_hidden_state, which the LLaVA format does not have for DINOv2; use "
+            "--format merged"
+        )
+    return []
 
 
 def to_llava(model: VisionLanguageModel) -> LlavaForConditionalGeneration:
@@ -99,15 +114,15 @@ def to_llava(model: VisionLanguageModel) -> LlavaForConditionalGeneration:
     num_hidden_states = vision.num_hidden_layers + 1
     layer = config.vision_feature_layer
     if layer == "last_hidden_state":
-        vision.tie_last_hidden_states, layer = True, -1
+        vision.tie_last_hidden_states, layer = vision.model_type == "siglip_vision_model", -1
     llava_config = LlavaConfig(
         vision_config=vision,
         text_config=copy.deepcopy(config.text_config),
         image_token_index=config.image_token_id,
-        image_seq_length=(vision.image_size // vision.patch_size) ** 2,
+        image_seq_length=(config.image_side // vision.patch_size) ** 2,
         # As a negative index: transformers treats 0 as "no layer".
         vision_feature_layer=layer % num_hidden_states - num_hidden_states,
-        vision_feature_select_strategy="full",
+        vision_feature_select_strategy=_select_strategy(model),
     )
     llava_config.dtype = model.dtype
     for sub_config in (llava_config.vision_config, llava_config.text_config):
@@ -125,6 +140,11 @@ def to_llava(model: VisionLanguageModel) -> LlavaForConditionalGeneration:
     return llava.eval()
 
 
+def _select_strategy(model: VisionLanguageModel) -> str:
+    """`default` leaves out the first position, a class token."""
+    return "default" if num_prefix_tokens(model.config.vision_config) else "full"
+
+
 def published_names(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The same tensors, those of the vision encoder under the prefix that published LLaVA checkpoints with SigLIP have.
 
@@ -132,6 +152,8 @@ def published_names(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tens
     runtimes look for it (vLLM 0.32: SiglipVisionModel.vision_model).
     """
     inside, published = "model.vision_tower.", "model.vision_tower.vision_model."
+    if not any(name.startswith(f"{inside}encoder.layers.") for name in state_dict):
+        return state_dict  # DINOv2, whose class has no such prefix
     return {name.replace(inside, published, 1) if name.startswith(inside) else name: tensor for name, tensor in state_dict.items()}
 
 
@@ -139,7 +161,7 @@ def published_names(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tens
 def check_same_logits(model: VisionLanguageModel, llava: LlavaForConditionalGeneration) -> None:
     """Raise TesseraError when LLaVA in the installed transformers gives other logits than `model` for a random image and text."""
     generator = torch.Generator().manual_seed(0)
-    size, vocab_size = model.config.vision_config.image_size, model.config.text_config.vocab_size
+    size, vocab_size = model.config.image_side, model.config.text_config.vocab_size
     pixels = torch.randn(1, 3, size, size, generator=generator).to(model.device, model.dtype)
     text_ids = torch.randint(min(vocab_size, model.config.image_token_id), (1, 16), generator=generator)
     image_token_ids = torch.full((1, llava.config.image_seq_length), model.config.image_token_id)
@@ -166,8 +188,8 @@ def llava_processor(processor: Processor, model: VisionLanguageModel) -> LlavaPr
         image_processor=processor.image_processor,
         tokenizer=tokenizer,
         patch_size=model.config.vision_config.patch_size,
-        vision_feature_select_strategy="full",
-        num_additional_image_tokens=0,
+        vision_feature_select_strategy=_select_strategy(model),
+        num_additional_image_tokens=num_prefix_tokens(model.config.vision_config),
         image_token=processor.image_token,
         chat_template=template,
     )

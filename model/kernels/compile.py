@@ -32,7 +32,7 @@ def compile_unsupported_reason(device: torch.device) -> str | None:
 def compile_layers(model: nn.Module) -> None:
     """Compile each layer of the vision encoder and of the language model; compilation happens at their first call.
 
-    Compiled layers of the vision encoder get batches of a fixed number of images (visual.siglip.COMPILED_BATCH_SIZE).
+    Compiled layers of the vision encoder get batches of a fixed number of images (visual.vision_encoder.COMPILED_BATCH_SIZE).
     """
     for layers in model.modules():
         if isinstance(layers, nn.ModuleList):

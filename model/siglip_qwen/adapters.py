@@ -10,7 +10,7 @@ from model.family_config import LoraConfig, ParamGroup
 from model.param_groups import has_adapters, set_trainable
 from model.siglip_qwen.config import SiglipQwenConfig
 from model.siglip_qwen.modeling import CONNECTOR, VISION_TOWER, VisionLanguageModel
-from visual import siglip
+from visual import vision_encoder
 
 # PEFT is imported where it is used: it takes two seconds, and asking a checkpoint needs none of it.
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def peft_lora_config(model: VisionLanguageModel, config: SiglipQwenConfig, group
     saved = [CONNECTOR.rpartition(".")[2]]
     vision = None
     if "vision" in groups and config.vision_lora is not None:
-        layers = siglip.trained_parts(model.model.vision_tower, config.vision_feature_layer, "all")
+        layers = vision_encoder.trained_parts(model.model.vision_tower, config.vision_feature_layer, "all")
         vision = lora_config(model, config.vision_lora, [f"{VISION_TOWER}.{name}" for name in layers], "model.vision_lora", saved)
     if "lora" not in groups or config.lora is None:
         assert vision is not None

@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
+from errors import UsageError
 from model.family import DEFAULT_OPTIONS, LoadOptions
 from model.quantization import Quantization, disable_avx512bf16, quantization_config
 from model.siglip_qwen.config import SiglipQwenConfig
 from model.siglip_qwen.connectors.connector_factory import build_connector, num_image_tokens
 from model.siglip_qwen.modeling import VisionLanguageConfig, VisionLanguageModel
-from visual import siglip
+from visual import vision_encoder
 from visual.pretrained_model import load_model, read_config
 
 LANGUAGE_FAMILIES = ("qwen2", "qwen3")
@@ -26,9 +27,12 @@ LANGUAGE_FAMILIES = ("qwen2", "qwen3")
 
 def tokens_per_image(config: SiglipQwenConfig) -> int:
     """Image tokens per image, from the vision encoder's config. Raises UsageError when the settings contradict each other."""
-    vision = siglip.vision_config(config.vision)
-    siglip.check_feature_layer(vision, config.vision_feature_layer)
-    return num_image_tokens(config.connector, siglip.grid_side(vision), config.drop_first_patch)
+    vision = vision_encoder.vision_config(config.vision)
+    vision_encoder.check_feature_layer(vision, config.vision_feature_layer)
+    if config.drop_first_patch and vision_encoder.num_prefix_tokens(vision):
+        raise UsageError("model.drop_first_patch: a class token is left out in any case; set it to false")
+    side = vision_encoder.grid_side(vision, vision_encoder.image_side(config.vision, vision))
+    return num_image_tokens(config.connector, side, config.drop_first_patch)
 
 
 def language_config(name: str) -> PreTrainedConfig:
@@ -43,12 +47,12 @@ def build(config: SiglipQwenConfig, image_token_id: int, options: LoadOptions = 
     """
     tokens_per_image(config)
     if options.load_weights:
-        tower = siglip.load(config.vision, dtype=options.weight_dtype, device=options.device)
+        tower = vision_encoder.load(config.vision, dtype=options.weight_dtype, device=options.device)
         language = _load_language_model(config.language, config.quantization, options)
     else:
-        vision, text = siglip.vision_config(config.vision), language_config(config.language)
+        vision, text = vision_encoder.vision_config(config.vision), language_config(config.language)
         tower, language = _without_weights(vision, text, dtype=options.weight_dtype)
-    model = assemble(config, tower, language, image_token_id)
+    model = assemble(config, tower, language, image_token_id, _other_image_size(config.vision, tower.config))
     model.model.multi_modal_projector.initialize(config.connector.init, config.connector.init_std)
     model.model.multi_modal_projector.to(options.device)
     return model
@@ -60,9 +64,15 @@ def build_without_weights(config: SiglipQwenConfig, image_token_id: int) -> Visi
     Raises UsageError as `build` does for settings.
     """
     tokens_per_image(config)
-    tower, language = _without_weights(siglip.vision_config(config.vision), language_config(config.language))
+    tower, language = _without_weights(vision_encoder.vision_config(config.vision), language_config(config.language))
     with torch.device("meta"):
-        return assemble(config, tower, language, image_token_id)
+        return assemble(config, tower, language, image_token_id, _other_image_size(config.vision, tower.config))
+
+
+def _other_image_size(name: str, vision: PreTrainedConfig) -> int | None:
+    """Side in pixels of the images that a vision encoder gets, where it is another one than it was pre-trained with."""
+    side = vision_encoder.image_side(name, vision)
+    return None if side == vision.image_size else side
 
 
 def build_from_model(
@@ -86,7 +96,8 @@ def build_from_model(
         with tempfile.TemporaryDirectory() as folder:
             causal_language_model(whole).to(dtype).save_pretrained(folder)
             language_model = _load_language_model(folder, config.quantization, options)
-    model = assemble(config, whole.model.vision_tower.to(device=device, dtype=dtype), language_model, whole.config.image_token_id)
+    tower = whole.model.vision_tower.to(device=device, dtype=dtype)
+    model = assemble(config, tower, language_model, whole.config.image_token_id, whole.config.image_size)
     model.model.multi_modal_projector.load_state_dict(whole.model.multi_modal_projector.state_dict())
     model.model.multi_modal_projector.to(device)
     return model
@@ -95,15 +106,15 @@ def build_from_model(
 def build_shape(config: SiglipQwenConfig, vlm_config: VisionLanguageConfig, options: LoadOptions) -> VisionLanguageModel:
     """The frozen model of a checkpoint's config with its pre-trained weights on the meta device, for a rank that rank 0 sends them to."""
     tower, language = _without_weights(vlm_config.vision_config, vlm_config.text_config, dtype=options.weight_dtype)
-    model = assemble(config, tower, language, vlm_config.image_token_id)
+    model = assemble(config, tower, language, vlm_config.image_token_id, vlm_config.image_size)
     model.model.multi_modal_projector.to(options.device)
     return model
 
 
-def _without_weights(vision: PreTrainedConfig, text: PreTrainedConfig, **dtype: torch.dtype) -> tuple[siglip.VisionTower, PreTrainedModel]:
+def _without_weights(vision: PreTrainedConfig, text: PreTrainedConfig, **dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedModel]:
     """Vision encoder and language model on the meta device. dtype: in place of that of their configs."""
     with torch.device("meta"):
-        return siglip.VisionTower._from_config(vision, **dtype), AutoModelForCausalLM.from_config(text, **dtype)
+        return vision_encoder.without_weights(vision, **dtype), AutoModelForCausalLM.from_config(text, **dtype)
 
 
 def causal_language_model(model: VisionLanguageModel) -> PreTrainedModel:
@@ -117,16 +128,19 @@ def causal_language_model(model: VisionLanguageModel) -> PreTrainedModel:
 
 def load_encoder(
     config: SiglipQwenConfig, *, dtype: torch.dtype, device: torch.device | str, whole: VisionLanguageModel | None = None
-) -> siglip.VisionEncoder:
+) -> vision_encoder.VisionEncoder:
     """The vision encoder alone; it computes what `VisionLanguageModel.encode_images` computes with these settings.
 
     whole: take its vision tower instead of loading model.vision.
     """
-    tower = siglip.load(config.vision, dtype=dtype, device=device) if whole is None else whole.model.vision_tower.to(device, dtype)
-    return siglip.VisionEncoder(tower, config.vision_feature_layer, config.drop_first_patch)
+    tower = vision_encoder.load(config.vision, dtype=dtype, device=device) if whole is None else whole.model.vision_tower.to(device, dtype)
+    side = vision_encoder.image_side(config.vision, tower.config) if whole is None else whole.config.image_side
+    return vision_encoder.VisionEncoder(tower, config.vision_feature_layer, config.drop_first_patch, side)
 
 
-def assemble(config: SiglipQwenConfig, tower: PreTrainedModel, language: PreTrainedModel, image_token_id: int) -> VisionLanguageModel:
+def assemble(
+    config: SiglipQwenConfig, tower: PreTrainedModel, language: PreTrainedModel, image_token_id: int, image_size: int | None = None
+) -> VisionLanguageModel:
     """Combine a loaded vision encoder and language model; frozen, in eval mode, with an fp32 connector on the CPU.
 
     Args:
@@ -134,8 +148,10 @@ def assemble(config: SiglipQwenConfig, tower: PreTrainedModel, language: PreTrai
         tower: vision encoder.
         language: causal language model.
         image_token_id: the processor's image token.
+        image_size: side of images in pixels, where it is another one than the vision encoder was pre-trained with.
     """
     vlm_config = VisionLanguageConfig(
+        image_size=image_size,
         vision_config=tower.config,
         text_config=language.config,
         image_token_index=image_token_id,

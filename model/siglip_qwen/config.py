@@ -60,7 +60,7 @@ class SiglipQwenConfig(FamilyConfig):
     family: Literal["siglip_qwen"] = "siglip_qwen"
     """The family; siglip_qwen when nothing is said."""
     vision: ModelNameOrPath = "google/siglip-so400m-patch14-384"
-    """Vision encoder: a SigLIP or SigLIP 2 of fixed resolution, folder or hub name."""
+    """Vision encoder: a SigLIP or SigLIP 2 of fixed resolution, a CLIP, a DINOv2 or a DINOv3 ViT; folder or hub name."""
     language: ModelNameOrPath = "Qwen/Qwen3-1.7B"
     """Language model: a dense causal Qwen 2, 2.5 or 3, folder or hub name."""
     vision_feature_layer: int | Literal["last_hidden_state"] = -2
@@ -70,7 +70,7 @@ class SiglipQwenConfig(FamilyConfig):
     vision_lora: LoraConfig | None = None
     """LoRA on the vision encoder: a stage that trains `vision` trains these adapters instead of its weights. null = the weights."""
     drop_first_patch: bool = False
-    """Omit the first patch, as recipes for encoders with a CLS token do. SigLIP has no CLS token."""
+    """Omit the first patch, as recipes for encoders with a class token do. SigLIP has none; that of other encoders is left out anyway."""
     image_token: str = "auto"
     """Placeholder token for a patch. auto: `<|image_pad|>` or `<|extra_0|>` if the vocabulary has one, else added to it."""
     connector: ConnectorConfig = ConnectorConfig()

@@ -22,7 +22,7 @@ from model.siglip_qwen.modeling import VisionLanguageModel
 from model.siglip_qwen.processor import Processor
 from model.siglip_qwen.sparse_last_layer import enable_sparse_last_layer
 from model.step_flops import StepFlops, count_step_flops
-from visual.siglip import grid_side, num_layers_for
+from visual.vision_encoder import grid_side, num_layers_for, num_prefix_tokens
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -99,11 +99,12 @@ class SiglipQwenFamily(Family):
     def step_flops(self, model: "VisionLanguageModel | PeftModel", features_cached: bool = False) -> StepFlops:
         """`count_step_flops` with the sizes in the model's config."""
         config = base_model(model).config
-        side = grid_side(config.vision_config)
+        side = grid_side(config.vision_config, config.image_side)
         depth = 0 if features_cached else num_layers_for(config.vision_feature_layer, config.vision_config.num_hidden_layers)
         tokens = num_image_tokens(config.connector_config, side, config.drop_first_patch)
         connector = base_model(model).model.multi_modal_projector
-        return count_step_flops(model, side**2, depth, lambda layer: connector.rows_per_image(layer, side**2, tokens))
+        positions = side**2 + num_prefix_tokens(config.vision_config)
+        return count_step_flops(model, positions, depth, lambda layer: connector.rows_per_image(layer, side**2, tokens))
 
 
 FAMILY = SiglipQwenFamily()

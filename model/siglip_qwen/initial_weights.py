@@ -27,7 +27,7 @@ from model.siglip_qwen.assembly import build_from_model, build_shape, language_c
 from model.siglip_qwen.config import ConnectorConfig, SiglipQwenConfig
 from model.siglip_qwen.modeling import VisionLanguageConfig, VisionLanguageModel
 from model.stock.tuned_checkpoint import ADAPTER_CONFIG
-from visual import siglip
+from visual import vision_encoder
 from visual.hub_name import pretrained
 
 KEY = "train.init_from"
@@ -98,7 +98,7 @@ def check_compatible(
     # A whole model brings its own embedding, which may have rows for tokens of its own.
     language_keys = LANGUAGE_KEYS if initial.form == "adapter" else LANGUAGE_KEYS - {"vocab_size"}
     for part, name, old_config, new_config, keys in (
-        ("vision", model.vision, old.vision_config, siglip.vision_config(model.vision), VISION_KEYS),
+        ("vision", model.vision, old.vision_config, vision_encoder.vision_config(model.vision), VISION_KEYS),
         ("language", model.language, old.text_config, language_config(model.language), language_keys),
     ):
         for key in sorted(keys):
@@ -173,7 +173,7 @@ def _lora_shape(model: SiglipQwenConfig) -> tuple[Any, ...] | None:
     )
 
 
-def _layer(layer: siglip.FeatureLayer, states: int) -> siglip.FeatureLayer:
+def _layer(layer: vision_encoder.FeatureLayer, states: int) -> vision_encoder.FeatureLayer:
     """The same hidden state as a negative index, so that -2 and 25 of 27 are equal."""
     return layer if isinstance(layer, str) else layer % states - states
 

@@ -10,7 +10,7 @@ N images (H x W pixels), P patches per image, C hidden size of the vision encode
 from typing import Any, ClassVar
 
 import torch
-from transformers import AutoConfig, AutoModel, Cache, GenerationMixin, PreTrainedConfig, PreTrainedModel, SiglipVisionConfig
+from transformers import AutoConfig, AutoModel, Cache, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithPast
 
 from errors import TesseraError
@@ -23,7 +23,7 @@ from model.siglip_qwen.config import ConnectorConfig
 from model.siglip_qwen.connectors.connector_factory import build_connector
 from model.siglip_qwen.sparse_last_layer import sparse_last_layer_kwargs
 from renamed_keys import with_connector_kind, with_new_keys
-from visual import siglip
+from visual import vision_encoder
 
 CONNECTOR = "model.multi_modal_projector"
 
@@ -40,6 +40,7 @@ class ImageTokenMismatchError(TesseraError):
 class VisionLanguageConfig(PreTrainedConfig):
     """Configs of the vision encoder and the language model, and the fields of SiglipQwenConfig that `forward` reads.
 
+    image_size: side of the images in pixels, where it is another one than the vision encoder was pre-trained with.
     settings: the whole SiglipQwenConfig as plain values; loading a checkpoint rebuilds the model from it.
     language_weights: the checkpoint contains the language model, trained in full.
     vision_weights: the checkpoint contains weights of the vision encoder, trained in full.
@@ -47,13 +48,14 @@ class VisionLanguageConfig(PreTrainedConfig):
     base_folder: path and sha256 of the folder whose whole model is the base, in place of the models that `settings` names."""
 
     model_type = "tessera"
-    sub_configs: ClassVar[dict[str, Any]] = {"vision_config": SiglipVisionConfig, "text_config": AutoConfig}
+    sub_configs: ClassVar[dict[str, Any]] = {"vision_config": AutoConfig, "text_config": AutoConfig}
     attribute_map: ClassVar[dict[str, str]] = {"image_token_id": "image_token_index"}
 
     vision_config: Any = None
+    image_size: int | None = None
     text_config: Any = None
     image_token_index: int = 0
-    vision_feature_layer: siglip.FeatureLayer = -2
+    vision_feature_layer: vision_encoder.FeatureLayer = -2
     drop_first_patch: bool = False
     connector: dict[str, Any] | None = None
     tie_word_embeddings: bool = False
@@ -70,12 +72,17 @@ class VisionLanguageConfig(PreTrainedConfig):
         if self.connector is None:
             self.connector = {"kind": "mlp_pool", "pool": pool} if pool > 1 else {}
         if isinstance(self.vision_config, dict):
-            self.vision_config = SiglipVisionConfig(**self.vision_config)
+            self.vision_config = AutoConfig.for_model(**{"model_type": "siglip_vision_model"} | self.vision_config)
         if isinstance(self.text_config, dict):
             self.text_config = AutoConfig.for_model(**self.text_config)
         if self.text_config is not None:
             self.tie_word_embeddings = bool(self.text_config.tie_word_embeddings)
         super().__post_init__(**kwargs)
+
+    @property
+    def image_side(self) -> int:
+        """Side of the images in pixels."""
+        return int(self.image_size or self.vision_config.image_size)
 
     @property
     def connector_config(self) -> ConnectorConfig:
@@ -131,7 +138,7 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         """Set training mode; a frozen vision tower always stays in eval mode."""
         super().train(mode)
         tower = self.model.vision_tower
-        tower.train(mode and siglip.is_trained(tower))
+        tower.train(mode and vision_encoder.is_trained(tower))
         return self
 
     @property
@@ -139,7 +146,8 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         """Parameter groups; with LoRA on the vision encoder, its own weights are in none."""
         settings, config = self.config.settings or {}, self.config
         trained = () if settings.get("vision_lora") else (settings.get("vision_layers", "all"),)
-        vision = [name for layers in trained for name in siglip.trained_parts(self.model.vision_tower, config.vision_feature_layer, layers)]
+        tower = self.model.vision_tower
+        vision = [name for layers in trained for name in vision_encoder.trained_parts(tower, config.vision_feature_layer, layers)]
         return {**GROUP_PATHS, "vision": tuple(f"{VISION_TOWER}.{name}." for name in vision)}
 
     def encode_images(self, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -147,7 +155,8 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
 
         Those of a frozen one do not depend on any trained weight, so they can be cached and passed to `forward` as `image_features`.
         """
-        return siglip.VisionEncoder(self.model.vision_tower, self.config.vision_feature_layer, self.config.drop_first_patch)(pixel_values)
+        features = vision_encoder.encode(self.model.vision_tower, pixel_values, self.config.vision_feature_layer)
+        return features[:, 1:] if self.config.drop_first_patch else features
 
     def project(self, image_features: torch.Tensor) -> torch.Tensor:
         """Apply the connector: patch features [N, P, C] -> image embeddings [N, Q, D]."""
@@ -296,7 +305,7 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         its input requires a gradient, so the zero is added to the inputs, where other ranks have their image embeddings. When
         image_features are passed, even empty ones, no rank runs the encoder.
         """
-        side = self.config.vision_config.image_size
+        side = self.config.image_side
         if image_features is None:
             image_features = self.encode_images(torch.zeros(1, 3, side, side, device=inputs_embeds.device))
         else:

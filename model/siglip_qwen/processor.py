@@ -7,6 +7,7 @@ from transformers import PreTrainedTokenizerFast, SiglipImageProcessorPil
 from errors import UsageError, loading
 from model.processors.chat_processor import FixedTokensProcessor, load_chat_tokenizer
 from visual.hub_name import pretrained
+from visual.pretrained_model import load_image_processor, read_config
 
 IMAGE_TOKEN_CANDIDATES = ("<|image_pad|>", "<|extra_0|>")
 """Candidates for the image token, in order of preference."""
@@ -35,13 +36,7 @@ class Processor(FixedTokensProcessor):
         Raises UsageError when a model cannot be loaded, is not supported, or its embedding has no row for the image token.
         """
         tokenizer = load_chat_tokenizer("model.language", language)
-        with loading("model.vision", vision):
-            # Explicitly the Pillow one: AutoImageProcessor resizes with torchvision where that is installed, which gives other pixels.
-            image_processor = SiglipImageProcessorPil.from_pretrained(**pretrained(vision))
-        if not {"height", "width"} <= set(dict(image_processor.size)):
-            raise UsageError(
-                f"model.vision: {vision} has no fixed resolution (found size {dict(image_processor.size)}); NaFlex models are not supported"
-            )
+        image_processor = _load_image_processor(vision)
         return cls(
             tokenizer,
             image_processor,
@@ -54,6 +49,19 @@ class Processor(FixedTokensProcessor):
     def reads_slowly(self) -> bool:
         """Whether the image processor itself is called for every image, since it does more than a plain resize."""
         return self.pixel_reader.lookup_table is None
+
+
+def _load_image_processor(vision: str) -> Any:
+    if read_config("model.vision", vision).model_type not in ("siglip", "siglip_vision_model"):
+        return load_image_processor("model.vision", vision)
+    with loading("model.vision", vision):
+        # Explicitly the Pillow one: AutoImageProcessor resizes with torchvision where that is installed, which gives other pixels.
+        image_processor = SiglipImageProcessorPil.from_pretrained(**pretrained(vision))
+    if not {"height", "width"} <= set(dict(image_processor.size)):
+        raise UsageError(
+            f"model.vision: {vision} has no fixed resolution (found size {dict(image_processor.size)}); NaFlex models are not supported"
+        )
+    return image_processor
 
 
 def _choose_image_token(tokenizer: PreTrainedTokenizerFast, requested: str, vocab_size: int) -> str:

@@ -111,7 +111,7 @@ def test_a_revision_is_downloaded_and_loaded_by_its_name(command: Command, hub: 
     (ref,) = command.folder.glob("home/hub/models--maker--siglip/refs/*")
     (config,) = command.folder.glob("home/hub/models--maker--siglip/snapshots/*/config.json")
     assert (ref.name, ref.read_text()) == ("v1", config.parent.name)
-    load = "from visual.siglip import vision_config; print(vision_config('maker/siglip@v1').image_size)"
+    load = "from visual.vision_encoder import vision_config; print(vision_config('maker/siglip@v1').image_size)"
     offline = {**command.environment, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
     loaded = subprocess.run([sys.executable, "-c", load], env=offline, capture_output=True, text=True, check=False)
     assert loaded.stdout == "48\n", loaded.stderr

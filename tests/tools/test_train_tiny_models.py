@@ -13,7 +13,7 @@ from transformers import AutoModel, Qwen3ForCausalLM
 from errors import UsageError
 from model.siglip_qwen.processor import Processor
 from tools import train_tiny_models
-from visual import siglip
+from visual import vision_encoder
 
 
 def run(*arguments: str) -> int:
@@ -60,7 +60,7 @@ def test_trained_models_load_as_in_the_demo(trained: Path) -> None:
         language=str(trained / "qwen3"), vision=str(trained / "siglip"), tokens_per_image=36, vocab_size=1536, max_length=64
     )
     assert processor.tokens_per_image == 36
-    siglip.load(str(trained / "siglip"), dtype=torch.float32)
+    vision_encoder.load(str(trained / "siglip"), dtype=torch.float32)
     assert Qwen3ForCausalLM.from_pretrained(trained / "qwen3").config.vocab_size == 1536
 
 

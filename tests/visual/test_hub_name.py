@@ -9,7 +9,7 @@ import pytest
 
 from errors import UsageError
 from tests.test_layout import SOURCES
-from visual import siglip
+from visual import vision_encoder
 from visual.hub_name import HubName, pretrained
 
 
@@ -51,7 +51,7 @@ def test_code_that_lies_with_a_model_is_not_run(parts: Path, tmp_path: Path) -> 
     (folder / "config.json").write_text(json.dumps({**settings, "model_type": "evil", "auto_map": auto_map}))
     (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
     with pytest.raises(UsageError, match="contains custom code"):
-        siglip.vision_config(str(folder))
+        vision_encoder.vision_config(str(folder))
     assert not (tmp_path / "ran").exists()
 
 

@@ -3,7 +3,9 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from transformers import CLIPImageProcessorPil, Qwen2VLImageProcessorPil, SiglipImageProcessorPil
 
 from errors import UsageError
@@ -28,6 +30,17 @@ def test_each_model_gets_the_pillow_variant(parts: Path, part: str, kind: type) 
 def test_older_class_names_map_to_the_pillow_variant(tmp_path: Path, settings: dict[str, str]) -> None:
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings), encoding="utf-8")
     assert type(load_image_processor("key", str(tmp_path))) is CLIPImageProcessorPil
+
+
+def test_dinov3_gets_a_processor_with_the_same_steps(tmp_path: Path) -> None:
+    settings = {"size": {"height": 32, "width": 48}, "image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225], "resample": 2}
+    file = tmp_path / "preprocessor_config.json"
+    file.write_text(json.dumps({"image_processor_type": "DINOv3ViTImageProcessorFast", "do_rescale": True, **settings}), encoding="utf-8")
+    image = Image.effect_mandelbrot((90, 60), (-2, -1, 1, 1), 20).convert("RGB")
+    values = load_image_processor("key", str(tmp_path))(images=[image], return_tensors="np")["pixel_values"][0]
+    resized = np.asarray(image.resize((48, 32), Image.Resampling.BILINEAR), dtype=np.float64) / 255
+    expected = (resized - np.array(settings["image_mean"])) / np.array(settings["image_std"])
+    np.testing.assert_allclose(values, expected.transpose(2, 0, 1), atol=1e-5)
 
 
 def test_a_processor_without_a_pillow_variant_is_an_error(tmp_path: Path) -> None:

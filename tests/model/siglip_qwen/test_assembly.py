@@ -114,7 +114,7 @@ def test_quantised_logits_are_close_to_the_unquantised_ones(make: Build, batch: 
     [
         ({"language": "qwen3_vl"}, "model.language: .*qwen3_vl is a qwen3_vl model; a dense causal Qwen"),
         ({"language": "siglip"}, "model.language: .*siglip is a siglip model"),
-        ({"vision": "clip"}, "model.vision: .*clip is a clip model; expected a SigLIP"),
+        ({"vision": "qwen3"}, "model.vision: .*qwen3 is a qwen3 model; expected a SigLIP"),
         ({"vision": "nowhere"}, "model.vision: cannot load"),
         ({"vision_feature_layer": 5}, "model.vision_feature_layer: 5 is out of range; the vision encoder has hidden states -5 to 4"),
     ],
