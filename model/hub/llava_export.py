@@ -86,6 +86,11 @@ def check_llava_compatible(settings: SiglipQwenConfig, vision: PreTrainedConfig 
             f"--format llava: model.connector.kind is {settings.connector.kind}, but the LLaVA format has two layers for each patch (only "
             "mlp); use --format merged"
         )
+    if settings.connector.keep_ratio < 1.0:
+        raise UsageError(
+            f"--format llava: model.connector.keep_ratio is {settings.connector.keep_ratio}, but the LLaVA format merges no patches (only "
+            "1.0); use --format merged"
+        )
     if settings.drop_first_patch:
         raise UsageError(
             "--format llava: model.drop_first_patch is true, but the LLaVA format either uses all patches or reads the vision encoder "

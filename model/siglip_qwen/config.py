@@ -23,6 +23,9 @@ class ConnectorConfig:
     (Perceiver Resampler of Flamingo); qformer = the same with BLIP-2's Q-Former."""
     pool: Annotated[int, Field(ge=1)] = 1
     """mlp_pool and avg_pool: side of a neighbourhood of patches that becomes one token; 3 turns 27x27 patches into 81 tokens."""
+    keep_ratio: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """mlp and linear: share of the patches that is left; the others are merged into the most similar ones (Token Merging,
+    arXiv:2210.09461)."""
     num_queries: Annotated[int, Field(ge=1)] = 64
     """resampler and qformer: number of queries, which is the number of tokens of an image."""
     num_layers: Annotated[int, Field(ge=1)] = 2
@@ -46,6 +49,8 @@ class ConnectorConfig:
             raise ValueError(f"pool {self.pool} needs kind mlp_pool or avg_pool, found {self.kind}")
         if pools and self.pool == 1:
             raise ValueError(f"kind {self.kind} needs pool of 2 or more, found 1")
+        if self.keep_ratio < 1.0 and self.kind not in ("mlp", "linear"):
+            raise ValueError(f"keep_ratio {self.keep_ratio} needs kind mlp or linear, found {self.kind}")
         return self
 
 

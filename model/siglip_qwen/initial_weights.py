@@ -155,7 +155,7 @@ def vision_tower_folder(folder: Path) -> Path | None:
 
 def _connector_values(before: ConnectorConfig, now: ConnectorConfig) -> list[tuple[str, Any, Any]]:
     """Keys that decide whether the weights of one connector fit the other, with their values in both."""
-    keys = ("kind", "pool", *(("num_queries", "num_layers", "num_attention_heads") if now.has_queries else ()))
+    keys = ("kind", "pool", "keep_ratio", *(("num_queries", "num_layers", "num_attention_heads") if now.has_queries else ()))
     return [(f"connector.{key}", getattr(before, key), getattr(now, key)) for key in keys]
 
 

@@ -96,6 +96,7 @@ ADDED_SETTINGS = {
 ADDED_LORA_SETTINGS = {"target_modules": "all-linear", "layers_to_transform": None, "use_rslora": False, "init_lora_weights": "default"}
 ADDED_CONNECTOR_SETTINGS = {
     "connector.kind": "mlp",
+    "connector.keep_ratio": 1.0,
     "connector.num_queries": 64,
     "connector.num_layers": 2,
     "connector.num_attention_heads": 8,

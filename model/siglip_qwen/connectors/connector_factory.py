@@ -5,16 +5,17 @@ from model.siglip_qwen.config import ConnectorConfig
 from model.siglip_qwen.connectors.connector import Connector
 from model.siglip_qwen.connectors.mlp import AveragePoolConnector, LinearConnector, MlpConnector
 from model.siglip_qwen.connectors.resampler import ResamplerConnector
+from model.siglip_qwen.connectors.token_merging import num_kept
 
 
 def build_connector(connector: ConnectorConfig, vision_width: int, language_width: int) -> Connector:
     """A new connector between two models of these hidden sizes. Raises UsageError when the attention heads do not divide the width."""
     if connector.kind == "linear":
-        return LinearConnector(vision_width, language_width)
+        return LinearConnector(vision_width, language_width, connector.keep_ratio)
     if connector.kind == "avg_pool":
         return AveragePoolConnector(vision_width, language_width, connector.pool)
     if not connector.has_queries:
-        return MlpConnector(vision_width, language_width, connector.pool)
+        return MlpConnector(vision_width, language_width, connector.pool, connector.keep_ratio)
     if vision_width % connector.num_attention_heads:
         raise UsageError(
             f"model.connector.num_attention_heads: {connector.num_attention_heads} does not divide the vision encoder's hidden size "
@@ -40,4 +41,4 @@ def num_image_tokens(connector: ConnectorConfig, side: int, drop_first_patch: bo
         )
     if drop_first_patch and connector.pool > 1:
         raise UsageError("model.connector.pool: must be 1 with model.drop_first_patch, which leaves an incomplete grid")
-    return (side // connector.pool) ** 2 - drop_first_patch
+    return num_kept((side // connector.pool) ** 2 - drop_first_patch, connector.keep_ratio)

@@ -232,6 +232,7 @@ def test_the_merged_format_supports_pooling(make: Build, settings: Settings, pro
     [
         ({"connector": ConnectorConfig(kind="mlp_pool", pool=2)}, r"model\.connector\.kind is mlp_pool"),
         ({"drop_first_patch": True}, r"model\.drop_first_patch is true"),
+        ({"connector": ConnectorConfig(keep_ratio=0.5)}, r"model\.connector\.keep_ratio is 0\.5"),
     ],
 )
 def test_a_setting_that_llava_cannot_express_is_named(

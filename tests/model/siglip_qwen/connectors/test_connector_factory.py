@@ -36,6 +36,19 @@ def test_every_kind_is_tested() -> None:
     assert set(KINDS) == set(get_args(ConnectorKind))
 
 
+@pytest.mark.parametrize("kind", ["mlp", "linear"])
+def test_merged_patches_are_no_tokens(kind: ConnectorKind) -> None:
+    config = ConnectorConfig(kind=kind, keep_ratio=0.4)
+    assert num_image_tokens(config, 6, False) == 15
+    assert build_connector(config, 16, 12)(torch.randn(2, 36, 16)).shape == (2, 15, 12)
+
+
+@pytest.mark.parametrize("kind", ["mlp_pool", "avg_pool", "resampler", "qformer"])
+def test_patches_are_merged_where_each_is_a_token(kind: ConnectorKind) -> None:
+    with pytest.raises(ValidationError, match=r"keep_ratio 0\.5 needs kind mlp or linear"):
+        ConnectorConfig(kind=kind, keep_ratio=0.5, pool=KINDS[kind].get("pool", 1))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_number_of_tokens_is_known_before_the_connector_is_built(kind: ConnectorKind) -> None:
     config = ConnectorConfig(kind=kind, **KINDS[kind])
