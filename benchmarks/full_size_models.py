@@ -28,6 +28,7 @@ from model.siglip_qwen.config import SiglipQwenConfig
 from model.siglip_qwen.connectors.connector_factory import num_image_tokens
 from model.siglip_qwen.modeling import VisionLanguageModel
 from model.siglip_qwen.processor import IMAGE_TOKEN_CANDIDATES, Processor
+from model.siglip_qwen.tiles_processor import TilesProcessor
 from training.tiny_models.architectures import build_qwen3, build_siglip, build_tokenizer, image_processor
 from training.tiny_models.data.tokenizer_corpus import tokenizer_corpus
 from visual.vision_encoder import VisionTower, grid_side
@@ -70,14 +71,17 @@ def build_processor(size: Size, settings: SiglipQwenConfig) -> Processor:
     vision, language = model_configs(size)
     side = grid_side(vision)
     resolution = {"height": vision.image_size, "width": vision.image_size}
-    return Processor(
+    kind: Any = Processor if settings.tiles is None else TilesProcessor
+    processor: Processor = kind(
         _pad_vocabulary(build_tokenizer(tokenizer_corpus()), language.vocab_size),
         image_processor("siglip") if size == "tiny" else SiglipImageProcessorPil(size=resolution),
         image_token=IMAGE_TOKEN_CANDIDATES[0],
         tokens_per_image=num_image_tokens(settings.connector, side, settings.drop_first_patch),
         max_length=settings.max_length,
         system_prompt=settings.system_prompt,
+        **({} if settings.tiles is None else {"max_tiles": settings.tiles.max}),
     )
+    return processor
 
 
 def build_ours(

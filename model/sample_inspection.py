@@ -67,6 +67,8 @@ def describe_sample(store: SampleStore, sample: Sample, processor: SampleProcess
         sizes.append(image.size)
         pixels = processor.normalize(processor.read([image]))["pixel_values"]
         shape = f"{pixels.shape[-1]} x {pixels.shape[-2]}" if pixels.ndim == 4 else f"{len(pixels)} patches"
+        if pixels.ndim == 4 and len(pixels) > 1:
+            shape = f"{len(pixels)} tiles of {shape}, the first of them the whole image"
         values = f"values {pixels.min():.2f} to {pixels.max():.2f}"
         yield f"image {image_id}: {row.path}, {row.width} x {row.height} -> {shape}, {values}"
     target = sample.target(seed, epoch)

@@ -113,6 +113,8 @@ def _check_stages(train: TrainConfig, model: ModelConfig) -> None:
 
 def _check_vision_stages(train: TrainConfig, model: SiglipQwenConfig, trained: set[ParamGroup]) -> None:
     """Raise UsageError for settings that contradict a stage that trains the vision encoder, or the lack of one."""
+    if model.tiles is not None and train.cache_vision_features:
+        raise UsageError("train.cache_vision_features: cannot be had with model.tiles; set it to false")
     if "vision" in trained and train.cache_vision_features:
         raise UsageError("train.cache_vision_features: features of a vision encoder that a stage trains change; set it to false")
     if model.vision_lora is not None and "vision" not in trained:

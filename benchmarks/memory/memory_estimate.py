@@ -116,7 +116,8 @@ def _siglip_qwen_step(size: Size, model: SiglipQwenConfig, train: TrainConfig) -
         if train.precision == "fp16":
             scores = samples * text.num_attention_heads * model.max_length**2
             attention_scores = {"attention scores of one layer, at most": 3 * scores * FP32_BYTES}
-    images = samples if train.batching == "padded" else max(1, tokens // processor.tokens_per_image)
+    # Of tiles, each has about as many tokens as a whole image.
+    images = samples if train.batching == "padded" and model.tiles is None else max(1, tokens // processor.tokens_per_image)
     transient = {
         **language_transient_bytes(adapted, model, tokens),
         **attention_scores,

@@ -6,10 +6,19 @@ The exported folder contains weights, processor, generation config and a model c
 import copy
 import dataclasses
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
-from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor, PreTrainedConfig
+from transformers import (
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    LlavaNextImageProcessorPil,
+    LlavaNextProcessor,
+    LlavaProcessor,
+    PreTrainedConfig,
+)
 
 from atomic_io import atomic_write_folder, write_json, write_text
 from errors import TesseraError, UsageError
@@ -20,9 +29,11 @@ from model.siglip_qwen import checkpoint
 from model.siglip_qwen.config import SiglipQwenConfig
 from model.siglip_qwen.modeling import VisionLanguageModel
 from model.siglip_qwen.processor import Processor
+from visual.pretrained_model import output_size
 from visual.vision_encoder import num_prefix_tokens
 
 ExportFormat = Literal["merged", "llava"]
+Llava: TypeAlias = LlavaForConditionalGeneration | LlavaNextForConditionalGeneration
 
 POST_NORM_WARNING = (
     "model.vision_feature_layer is last_hidden_state, which the LLaVA format expresses by vision_config.tie_last_hidden_states. "
@@ -97,6 +108,10 @@ def check_llava_compatible(settings: SiglipQwenConfig, vision: PreTrainedConfig 
             "in another way; use --format merged"
         )
     last = settings.vision_feature_layer == "last_hidden_state"
+    if settings.tiles is not None and vision is not None and vision.model_type == "dinov2":
+        raise UsageError(
+            "--format llava: model.tiles with a DINOv2, whose images LLaVA-NeXT takes to be of another size; use --format merged"
+        )
     if vision is None or vision.model_type == "siglip_vision_model":
         return [POST_NORM_WARNING] if last else []
     if (before := num_prefix_tokens(vision)) > 1:
@@ -112,34 +127,41 @@ def check_llava_compatible(settings: SiglipQwenConfig, vision: PreTrainedConfig 
     return []
 
 
-def to_llava(model: VisionLanguageModel) -> LlavaForConditionalGeneration:
-    """A LlavaForConditionalGeneration that shares the tensors of `model`."""
+def to_llava(model: VisionLanguageModel) -> Llava:
+    """A model of transformers' class that shares the tensors of `model`; LLaVA-NeXT where images are cut into tiles."""
     config = model.config
     vision = copy.deepcopy(config.vision_config)
     num_hidden_states = vision.num_hidden_layers + 1
     layer = config.vision_feature_layer
     if layer == "last_hidden_state":
         vision.tie_last_hidden_states, layer = vision.model_type == "siglip_vision_model", -1
-    llava_config = LlavaConfig(
-        vision_config=vision,
-        text_config=copy.deepcopy(config.text_config),
-        image_token_index=config.image_token_id,
-        image_seq_length=(config.image_side // vision.patch_size) ** 2,
+    values = {
+        "vision_config": vision,
+        "text_config": copy.deepcopy(config.text_config),
+        "image_token_index": config.image_token_id,
+        "image_seq_length": (config.image_side // vision.patch_size) ** 2,
         # As a negative index: transformers treats 0 as "no layer".
-        vision_feature_layer=layer % num_hidden_states - num_hidden_states,
-        vision_feature_select_strategy=_select_strategy(model),
-    )
+        "vision_feature_layer": layer % num_hidden_states - num_hidden_states,
+        "vision_feature_select_strategy": _select_strategy(model),
+    }
+    connector: Any = model.model.multi_modal_projector
+    llava_config: Any = LlavaConfig(**values)
+    if config.tiles is not None:
+        tied = config.tie_word_embeddings
+        llava_config = LlavaNextConfig(**values, image_grid_pinpoints=config.tile_grid.resolutions, tie_word_embeddings=tied)
     llava_config.dtype = model.dtype
     for sub_config in (llava_config.vision_config, llava_config.text_config):
         # A local path is meaningless on other machines.
         if Path(sub_config._name_or_path).is_absolute():
             sub_config._name_or_path = ""
     with torch.device("meta"):
-        llava = LlavaForConditionalGeneration(llava_config)
+        llava: Llava = (LlavaForConditionalGeneration if config.tiles is None else LlavaNextForConditionalGeneration)(llava_config)
     llava.model.vision_tower = model.model.vision_tower
     llava.model.language_model = model.model.language_model
     llava.lm_head = model.lm_head
-    llava.model.multi_modal_projector.load_state_dict(model.model.multi_modal_projector.state_dict(), assign=True)
+    if isinstance(llava, LlavaNextForConditionalGeneration):
+        llava.model.image_newline, connector = connector.image_newline, connector.connector
+    llava.model.multi_modal_projector.load_state_dict(connector.state_dict(), assign=True)
     llava.model.vision_tower.config, llava.model.language_model.config = llava_config.vision_config, llava_config.text_config
     llava.generation_config = model.generation_config
     return llava.eval()
@@ -163,15 +185,18 @@ def published_names(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tens
 
 
 @torch.no_grad()
-def check_same_logits(model: VisionLanguageModel, llava: LlavaForConditionalGeneration) -> None:
+def check_same_logits(model: VisionLanguageModel, llava: Llava) -> None:
     """Raise TesseraError when LLaVA in the installed transformers gives other logits than `model` for a random image and text."""
-    generator = torch.Generator().manual_seed(0)
-    size, vocab_size = model.config.image_side, model.config.text_config.vocab_size
-    pixels = torch.randn(1, 3, size, size, generator=generator).to(model.device, model.dtype)
-    text_ids = torch.randint(min(vocab_size, model.config.image_token_id), (1, 16), generator=generator)
-    image_token_ids = torch.full((1, llava.config.image_seq_length), model.config.image_token_id)
-    input_ids = torch.cat([text_ids[:, :8], image_token_ids, text_ids[:, 8:]], dim=1).to(model.device)
-    ours, theirs = (m(input_ids=input_ids, pixel_values=pixels, logits_to_keep=8).logits.float() for m in (model, llava))
+    generator, config = torch.Generator().manual_seed(0), model.config
+    side, vocab_size = config.image_side, config.text_config.vocab_size
+    # Of tiles, an image that leaves margins in its grid.
+    size, tiled = (side + 5, 2 * side - 7), config.tiles is not None
+    rows, tokens = (config.tile_grid.num_rows(size), config.tile_grid.num_tokens(size)) if tiled else (1, llava.config.image_seq_length)
+    pixels = torch.randn(rows, 3, side, side, generator=generator).to(model.device, model.dtype)
+    text_ids = torch.randint(min(vocab_size, config.image_token_id), (1, 16), generator=generator)
+    input_ids = torch.cat([text_ids[:, :8], torch.full((1, tokens), config.image_token_id), text_ids[:, 8:]], dim=1).to(model.device)
+    sizes = {"image_sizes": torch.tensor([size])} if tiled else {}
+    ours, theirs = (m(input_ids=input_ids, pixel_values=pixels, logits_to_keep=8, **sizes).logits.float() for m in (model, llava))
     difference, scale = float((ours - theirs).abs().max()), float(ours.abs().max())
     if difference > scale * (1e-4 if model.dtype == torch.float32 else 2e-2):
         raise TesseraError(
@@ -180,7 +205,7 @@ def check_same_logits(model: VisionLanguageModel, llava: LlavaForConditionalGene
         )
 
 
-def llava_processor(processor: Processor, model: VisionLanguageModel) -> LlavaProcessor:
+def llava_processor(processor: Processor, model: VisionLanguageModel) -> LlavaProcessor | LlavaNextProcessor:
     """LLaVA's processor: image processor, tokenizer, and a chat template that renders the prompts of training."""
     template_parts = processor.template_parts
     if processor.system_prompt is not None:
@@ -189,12 +214,28 @@ def llava_processor(processor: Processor, model: VisionLanguageModel) -> LlavaPr
     template = template_parts.template(processor.image_token)
     tokenizer = copy.deepcopy(processor.tokenizer)
     tokenizer.chat_template = template
-    return LlavaProcessor(
-        image_processor=processor.image_processor,
+    image_processor = processor.image_processor
+    if model.config.tiles is not None:
+        image_processor = _llava_next_image_processor(image_processor, model.config.tile_grid.resolutions)
+    return (LlavaProcessor if model.config.tiles is None else LlavaNextProcessor)(
+        image_processor=image_processor,
         tokenizer=tokenizer,
         patch_size=model.config.vision_config.patch_size,
         vision_feature_select_strategy=_select_strategy(model),
         num_additional_image_tokens=num_prefix_tokens(model.config.vision_config),
         image_token=processor.image_token,
         chat_template=template,
+    )
+
+
+def _llava_next_image_processor(own: Any, resolutions: list[list[int]]) -> LlavaNextImageProcessorPil:
+    """LLaVA-NeXT's image processor with the size and normalisation of the vision encoder's."""
+    height, width = output_size(own)
+    names = ("resample", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
+    return LlavaNextImageProcessorPil(
+        size={"height": height, "width": width},
+        do_center_crop=False,
+        crop_size=None,
+        image_grid_pinpoints=resolutions,
+        **{name: getattr(own, name) for name in names},
     )

@@ -12,7 +12,8 @@ from errors import UsageError, loading
 from model.siglip_qwen.assembly import LANGUAGE_FAMILIES
 from model.siglip_qwen.config import ConnectorConfig
 from model.siglip_qwen.connectors.connector_factory import build_connector
-from model.siglip_qwen.modeling import VisionLanguageConfig, VisionLanguageModel
+from model.siglip_qwen.modeling import VisionLanguageModel
+from model.siglip_qwen.vision_language_config import VisionLanguageConfig
 from visual.hub_name import pretrained
 
 

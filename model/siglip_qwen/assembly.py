@@ -16,8 +16,10 @@ from errors import UsageError
 from model.family import DEFAULT_OPTIONS, LoadOptions
 from model.quantization import Quantization, disable_avx512bf16, quantization_config
 from model.siglip_qwen.config import SiglipQwenConfig
-from model.siglip_qwen.connectors.connector_factory import build_connector, num_image_tokens
-from model.siglip_qwen.modeling import VisionLanguageConfig, VisionLanguageModel
+from model.siglip_qwen.connectors.connector_factory import num_image_tokens
+from model.siglip_qwen.modeling import VisionLanguageModel
+from model.siglip_qwen.tiles import tile_grid
+from model.siglip_qwen.vision_language_config import VisionLanguageConfig, connector_of
 from visual import vision_encoder
 from visual.pretrained_model import load_model, read_config
 
@@ -26,13 +28,16 @@ LANGUAGE_FAMILIES = ("qwen2", "qwen3")
 
 
 def tokens_per_image(config: SiglipQwenConfig) -> int:
-    """Image tokens per image, from the vision encoder's config. Raises UsageError when the settings contradict each other."""
+    """Image tokens per image, or per tile, from the vision encoder's config. Raises UsageError when the settings contradict each other."""
     vision = vision_encoder.vision_config(config.vision)
     vision_encoder.check_feature_layer(vision, config.vision_feature_layer)
     if config.drop_first_patch and vision_encoder.num_prefix_tokens(vision):
         raise UsageError("model.drop_first_patch: a class token is left out in any case; set it to false")
     side = vision_encoder.grid_side(vision, vision_encoder.image_side(config.vision, vision))
-    return num_image_tokens(config.connector, side, config.drop_first_patch)
+    tokens = num_image_tokens(config.connector, side, config.drop_first_patch)
+    if config.tiles is not None:
+        tile_grid(config.connector, config.tiles.max, vision_encoder.image_side(config.vision, vision), tokens)
+    return tokens
 
 
 def language_config(name: str) -> PreTrainedConfig:
@@ -158,6 +163,7 @@ def assemble(
         vision_feature_layer=config.vision_feature_layer,
         drop_first_patch=config.drop_first_patch,
         connector=dataclasses.asdict(config.connector),
+        tiles=None if config.tiles is None else config.tiles.max,
         settings=dataclasses.asdict(config),
     )
     with torch.device("meta"):
@@ -165,7 +171,7 @@ def assemble(
     model.model.vision_tower = tower
     model.model.language_model = language.model
     model.lm_head.weight = language.lm_head.weight
-    model.model.multi_modal_projector = build_connector(config.connector, tower.config.hidden_size, language.config.hidden_size)
+    model.model.multi_modal_projector = connector_of(vlm_config)
     model.generation_config = minimal_generation_config(language)
     # PEFT and the Trainer read these. Not `is_quantized`: with it the Trainer refuses to train the connector alone.
     for attribute in ("is_loaded_in_4bit", "is_loaded_in_8bit", "quantization_method", "hf_quantizer"):

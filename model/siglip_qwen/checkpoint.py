@@ -28,7 +28,8 @@ from model.quantization import Quantization, disable_avx512bf16, quantization_co
 from model.siglip_qwen.adapters import PEFT_PREFIX, base_model, configure_trainable, trained_state_dict
 from model.siglip_qwen.assembly import build, build_from_model, build_shape, causal_language_model
 from model.siglip_qwen.config import SiglipQwenConfig
-from model.siglip_qwen.modeling import CONNECTOR, VisionLanguageConfig, VisionLanguageModel
+from model.siglip_qwen.modeling import CONNECTOR, VisionLanguageModel
+from model.siglip_qwen.vision_language_config import VisionLanguageConfig
 from model.stock.tuned_checkpoint import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,

@@ -55,6 +55,14 @@ class ConnectorConfig:
 
 
 @section
+class TilesConfig:
+    """Larger images: the whole image, and the image cut into tiles of the vision encoder's size (LLaVA-NeXT)."""
+
+    max: Annotated[int, Field(ge=2, le=64)] = 4
+    """Most tiles of an image, without the whole image; the grid of tiles that keeps most pixels and wastes least is taken."""
+
+
+@section
 class SiglipQwenConfig(FamilyConfig):
     """SigLIP, a connector and a causal Qwen, joined in the LLaVA way."""
 
@@ -74,6 +82,8 @@ class SiglipQwenConfig(FamilyConfig):
     """What a stage that trains `vision` trains of the vision encoder: its last n layers of those that run, or all with the embeddings."""
     vision_lora: LoraConfig | None = None
     """LoRA on the vision encoder: a stage that trains `vision` trains these adapters instead of its weights. null = the weights."""
+    tiles: TilesConfig | None = None
+    """Cut images into tiles, for small text and small objects: more tokens, which depend on the size of the image. null = one tile."""
     drop_first_patch: bool = False
     """Omit the first patch, as recipes for encoders with a class token do. SigLIP has none; that of other encoders is left out anyway."""
     image_token: str = "auto"

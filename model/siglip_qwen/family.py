@@ -13,6 +13,7 @@ from model.hub import llava_export
 from model.hub.llava_export import ExportFormat
 from model.kernels.rms_norm import fuse_rms_norms
 from model.param_groups import has_adapters
+from model.processors.sample_processor import read_processor_settings
 from model.siglip_qwen import assembly, checkpoint
 from model.siglip_qwen.adapters import base_model, configure_trainable
 from model.siglip_qwen.batch_layout import LayoutCollator
@@ -21,6 +22,7 @@ from model.siglip_qwen.connectors.connector_factory import num_image_tokens
 from model.siglip_qwen.modeling import VisionLanguageModel
 from model.siglip_qwen.processor import Processor
 from model.siglip_qwen.sparse_last_layer import enable_sparse_last_layer
+from model.siglip_qwen.tiles_processor import TilesProcessor
 from model.step_flops import StepFlops, count_step_flops
 from visual.vision_encoder import grid_side, num_layers_for, num_prefix_tokens
 
@@ -33,7 +35,8 @@ class SiglipQwenFamily(Family):
 
     def processor(self, config: SiglipQwenConfig, prompts: Prompts | None = None) -> Processor:
         """Raises UsageError when a tokenizer or image processor cannot be loaded or settings contradict it."""
-        return Processor.from_pretrained(
+        kind = Processor if config.tiles is None else TilesProcessor
+        return kind.from_pretrained(
             language=config.language,
             vision=config.vision,
             tokens_per_image=assembly.tokens_per_image(config),
@@ -42,10 +45,11 @@ class SiglipQwenFamily(Family):
             max_length=config.max_length,
             system_prompt=config.system_prompt,
             prompts=prompts,
+            **({} if config.tiles is None else {"max_tiles": config.tiles.max}),
         )
 
     def load_processor(self, folder: Path) -> Processor:
-        return Processor.load(folder)
+        return (TilesProcessor if "max_tiles" in read_processor_settings(folder) else Processor).load(folder)
 
     def build(self, config: SiglipQwenConfig, processor: Processor, options: LoadOptions) -> VisionLanguageModel:
         return assembly.build(config, processor.image_token_id, options)

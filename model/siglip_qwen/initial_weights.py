@@ -25,7 +25,8 @@ from model.processors.sample_processor import SampleProcessor
 from model.siglip_qwen import checkpoint
 from model.siglip_qwen.assembly import build_from_model, build_shape, language_config
 from model.siglip_qwen.config import ConnectorConfig, SiglipQwenConfig
-from model.siglip_qwen.modeling import VisionLanguageConfig, VisionLanguageModel
+from model.siglip_qwen.modeling import VisionLanguageModel
+from model.siglip_qwen.vision_language_config import VisionLanguageConfig
 from model.stock.tuned_checkpoint import ADAPTER_CONFIG
 from visual import vision_encoder
 from visual.hub_name import pretrained
@@ -110,6 +111,7 @@ def check_compatible(
     states = old.vision_config.num_hidden_layers + 1
     for key, before, now in (
         *_connector_values(old.connector_config, model.connector),
+        ("tiles.max", old.tiles, None if model.tiles is None else model.tiles.max),
         ("vision_feature_layer", _layer(old.vision_feature_layer, states), _layer(model.vision_feature_layer, states)),
         ("drop_first_patch", old.drop_first_patch, model.drop_first_patch),
     ):

@@ -7,22 +7,28 @@ Shapes: B batch (rows), T tokens per row, D hidden size and V vocabulary size of
 N images (H x W pixels), P patches per image, C hidden size of the vision encoder, Q image tokens per image (see connectors).
 """
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
-from transformers import AutoConfig, AutoModel, Cache, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModel, Cache, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithPast
 
 from errors import TesseraError
-from model.family_config import ParamGroup
 from model.kernels.chunked_cross_entropy import LanguageModelHead, positions_per_chunk
 from model.kernels.varlen_attention import packed_attention_kwargs
 from model.param_groups import GroupPaths
-from model.siglip_qwen.batch_layout import UNKNOWN_LAYOUT, BatchLayout, find_image_tokens, find_supervised_positions
-from model.siglip_qwen.config import ConnectorConfig
-from model.siglip_qwen.connectors.connector_factory import build_connector
+from model.siglip_qwen.batch_layout import (
+    UNKNOWN_LAYOUT,
+    BatchLayout,
+    ImageEmbeddings,
+    find_image_tokens,
+    find_supervised_positions,
+    images_of_rows,
+)
 from model.siglip_qwen.sparse_last_layer import sparse_last_layer_kwargs
-from renamed_keys import with_connector_kind, with_new_keys
+from model.siglip_qwen.tiles import Size
+from model.siglip_qwen.vision_language_config import VisionLanguageConfig, connector_of
 from visual import vision_encoder
 
 CONNECTOR = "model.multi_modal_projector"
@@ -35,58 +41,6 @@ GROUP_PATHS: GroupPaths = {"connector": (CONNECTOR,), "language": ("model.langua
 
 class ImageTokenMismatchError(TesseraError):
     """The number of image tokens in the prompt differs from the number of image embeddings."""
-
-
-class VisionLanguageConfig(PreTrainedConfig):
-    """Configs of the vision encoder and the language model, and the fields of SiglipQwenConfig that `forward` reads.
-
-    image_size: side of the images in pixels, where it is another one than the vision encoder was pre-trained with.
-    settings: the whole SiglipQwenConfig as plain values; loading a checkpoint rebuilds the model from it.
-    language_weights: the checkpoint contains the language model, trained in full.
-    vision_weights: the checkpoint contains weights of the vision encoder, trained in full.
-    adapter_groups: parameter groups with LoRA.
-    base_folder: path and sha256 of the folder whose whole model is the base, in place of the models that `settings` names."""
-
-    model_type = "tessera"
-    sub_configs: ClassVar[dict[str, Any]] = {"vision_config": AutoConfig, "text_config": AutoConfig}
-    attribute_map: ClassVar[dict[str, str]] = {"image_token_id": "image_token_index"}
-
-    vision_config: Any = None
-    image_size: int | None = None
-    text_config: Any = None
-    image_token_index: int = 0
-    vision_feature_layer: vision_encoder.FeatureLayer = -2
-    drop_first_patch: bool = False
-    connector: dict[str, Any] | None = None
-    tie_word_embeddings: bool = False
-    settings: dict[str, Any] | None = None
-    language_weights: bool = False
-    vision_weights: bool = False
-    adapter_groups: tuple[ParamGroup, ...] | list[ParamGroup] = ("lora",)
-    base_folder: dict[str, str] | None = None
-
-    def __post_init__(self, **kwargs: Any) -> None:
-        self.vision_feature_layer = kwargs.pop("feature_layer", self.vision_feature_layer)  # schema version 1
-        self.settings = with_connector_kind(with_new_keys("model", self.settings))
-        pool = kwargs.pop("pool", 1)  # before there were several kinds of connectors
-        if self.connector is None:
-            self.connector = {"kind": "mlp_pool", "pool": pool} if pool > 1 else {}
-        if isinstance(self.vision_config, dict):
-            self.vision_config = AutoConfig.for_model(**{"model_type": "siglip_vision_model"} | self.vision_config)
-        if isinstance(self.text_config, dict):
-            self.text_config = AutoConfig.for_model(**self.text_config)
-        if self.text_config is not None:
-            self.tie_word_embeddings = bool(self.text_config.tie_word_embeddings)
-        super().__post_init__(**kwargs)
-
-    @property
-    def image_side(self) -> int:
-        """Side of the images in pixels."""
-        return int(self.image_size or self.vision_config.image_size)
-
-    @property
-    def connector_config(self) -> ConnectorConfig:
-        return ConnectorConfig(**(self.connector or {}))
 
 
 class VisionLanguageBackbone(PreTrainedModel):
@@ -102,9 +56,7 @@ class VisionLanguageBackbone(PreTrainedModel):
     def __init__(self, config: VisionLanguageConfig):
         super().__init__(config)
         self.vision_tower = AutoModel.from_config(config.vision_config)
-        self.multi_modal_projector = build_connector(
-            config.connector_config, config.vision_config.hidden_size, config.text_config.hidden_size
-        )
+        self.multi_modal_projector = connector_of(config)
         self.language_model = AutoModel.from_config(config.text_config)
         self.post_init()
 
@@ -158,10 +110,13 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         features = vision_encoder.encode(self.model.vision_tower, pixel_values, self.config.vision_feature_layer)
         return features[:, 1:] if self.config.drop_first_patch else features
 
-    def project(self, image_features: torch.Tensor) -> torch.Tensor:
-        """Apply the connector: patch features [N, P, C] -> image embeddings [N, Q, D]."""
-        projected: torch.Tensor = self.model.multi_modal_projector(image_features)
-        return projected
+    def project(self, image_features: torch.Tensor, image_sizes: Sequence[Size] = ()) -> ImageEmbeddings:
+        """Apply the connector to patch features [N, P, C]; of tiles [R, P, C], with the sizes of the images that they are of."""
+        connector = self.model.multi_modal_projector
+        if self.config.tiles is not None:
+            return ImageEmbeddings(connector(image_features, image_sizes), [self.config.tile_grid.num_tokens(size) for size in image_sizes])
+        projected = connector(image_features)
+        return ImageEmbeddings(projected.flatten(0, 1), [projected.shape[1]] * len(projected))
 
     def forward(
         self,
@@ -177,6 +132,7 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         mm_encoder_outputs: dict[str, Any] | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
         image_features: torch.Tensor | None = None,
+        image_sizes: torch.Tensor | None = None,
         layout: BatchLayout = UNKNOWN_LAYOUT,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
@@ -191,18 +147,20 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
             position_ids: [B, T]; in packed rows they restart at 0 with every sample.
             past_key_values: KV cache of the tokens before input_ids.
             inputs_embeds: word embeddings [B, T, D] with image embeddings already inserted.
-            pixel_values: [N, 3, H, W].
+            pixel_values: [N, 3, H, W]; of tiles [R, 3, H, W].
             labels: [B, T], not shifted; -100 (ignore index) where a token is not supervised.
             logits_to_keep: the last n positions (0: all), an int64 index into T, or a boolean mask [B, T] (logits [kept, V]).
             use_cache: return a KV cache; always off when labels are given.
-            mm_encoder_outputs: {"image": object with pooler_output [N, Q, D]}, the output of `project`.
+            mm_encoder_outputs: {"image": object with pooler_output, a list of [Q, D] or [N, Q, D]}.
             num_items_in_batch: divisor of the summed cross entropy; None takes the mean over the supervised positions.
             image_features: [N, P, C], the output of `encode_images`.
+            image_sizes: [N, 2], height and width of images that are cut into tiles, unless the layout has them.
             layout: what the collator knows of the rows: packed samples, positions of image tokens and of supervised tokens.
         """
         # In this order on every rank: where weights are sharded, all ranks gather those of a module at the same time.
         inputs_embeds = self._embed_tokens(input_ids, inputs_embeds)
-        image_embeds = self._embed_images(pixel_values, image_features, mm_encoder_outputs)
+        sizes = layout.image_sizes if image_sizes is None else _as_sizes(image_sizes)
+        image_embeds = self._embed_images(pixel_values, image_features, mm_encoder_outputs, sizes)
         inputs_embeds = self._insert_images(inputs_embeds, image_embeds, input_ids, past_key_values, layout)
         arguments = self._attention_arguments(inputs_embeds, attention_mask, position_ids, past_key_values, layout) | kwargs
         if labels is None:
@@ -254,30 +212,34 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         return arguments | packed_attention_kwargs(self.model.language_model, inputs_embeds, layout.cu_seqlens, layout.max_length)
 
     def _embed_images(
-        self, pixel_values: torch.Tensor | None, image_features: torch.Tensor | None, mm_encoder_outputs: dict[str, Any] | None
-    ) -> torch.Tensor | None:
-        """Image embeddings [N, Q, D] from pixels, features or embeddings; None when the batch has no image."""
+        self,
+        pixel_values: torch.Tensor | None,
+        image_features: torch.Tensor | None,
+        mm_encoder_outputs: dict[str, Any] | None,
+        image_sizes: Sequence[Size],
+    ) -> ImageEmbeddings | None:
+        """Image embeddings from pixels, features or embeddings; None when the batch has no image."""
         encoded = (mm_encoder_outputs or {}).get("image")
         if sum(images is not None for images in (pixel_values, image_features, encoded)) > 1:
             raise ValueError("images must be passed as one of pixel_values, image_features and mm_encoder_outputs")
         if encoded is not None:
-            tokens = encoded.pooler_output
-            return tokens if isinstance(tokens, torch.Tensor) else torch.stack(list(tokens))
+            tokens = list(encoded.pooler_output)
+            return ImageEmbeddings(torch.cat(tokens), [len(of_image) for of_image in tokens])
         if pixel_values is not None and len(pixel_values):
             image_features = self.encode_images(pixel_values)
         if image_features is None or not len(image_features):
             return None
-        return self.project(image_features)
+        return self.project(image_features, image_sizes)
 
     def _insert_images(
         self,
         inputs_embeds: torch.Tensor,
-        image_embeds: torch.Tensor | None,
+        image_embeds: ImageEmbeddings | None,
         input_ids: torch.Tensor | None,
         past_key_values: Cache | None,
         layout: BatchLayout,
     ) -> torch.Tensor:
-        """Replace the embeddings of image tokens by image_embeds [N, Q, D]: [B, T, D] -> [B, T, D].
+        """Replace the embeddings of image tokens by those of the images: [B, T, D] -> [B, T, D].
 
         Without input_ids, the embeddings contain those of the images already; after a prompt, there are no image tokens.
         """
@@ -289,12 +251,13 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         positions = layout.image_positions
         if positions is None:
             positions = find_image_tokens(input_ids, self.config.image_token_id)
-        if len(positions) != (0 if image_embeds is None else image_embeds.shape[0] * image_embeds.shape[1]):
-            raise ImageTokenMismatchError(layout.describe_mismatch(input_ids == self.config.image_token_id, image_embeds))
+        if len(positions) != (0 if image_embeds is None else len(image_embeds.tokens)):
+            counts = [] if image_embeds is None else image_embeds.counts
+            raise ImageTokenMismatchError(layout.describe_mismatch(input_ids == self.config.image_token_id, counts))
         if image_embeds is None:
             return inputs_embeds
         flat_embeds = inputs_embeds.flatten(0, 1)
-        tokens = image_embeds.flatten(0, 1).to(flat_embeds.device, flat_embeds.dtype)
+        tokens = image_embeds.tokens.to(flat_embeds.device, flat_embeds.dtype)
         return flat_embeds.index_copy(0, positions.to(flat_embeds.device), tokens).view_as(inputs_embeds)
 
     def _zero_through_vision(self, inputs_embeds: torch.Tensor, image_features: torch.Tensor | None) -> torch.Tensor:
@@ -306,24 +269,29 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         image_features are passed, even empty ones, no rank runs the encoder.
         """
         side = self.config.image_side
+        sizes = [] if self.config.tiles is None else [(side, side)]
+        rows = 1 if self.config.tiles is None else self.config.tile_grid.num_rows(sizes[0])
         if image_features is None:
-            image_features = self.encode_images(torch.zeros(1, 3, side, side, device=inputs_embeds.device))
+            image_features = self.encode_images(torch.zeros(rows, 3, side, side, device=inputs_embeds.device))
         else:
-            image_features = image_features.new_zeros(1, *image_features.shape[1:])
-        return (0 * self.project(image_features).float().sum()).to(inputs_embeds.dtype)
+            image_features = image_features.new_zeros(rows, *image_features.shape[1:])
+        return (0 * self.project(image_features, sizes).tokens.float().sum()).to(inputs_embeds.dtype)
 
     def _expand_inputs_for_generation(
         self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: torch.Tensor | None = None, **model_kwargs: Any
     ) -> tuple[torch.Tensor | None, dict[str, Any]]:
         """Encode the images once and repeat them per sample: a sample with images A and B and two beams gives A B A B."""
-        image_inputs = [model_kwargs.pop(key, None) for key in ("pixel_values", "image_features", "mm_encoder_outputs")]
-        image_embeds, repeated = self._embed_images(*image_inputs), None
+        keys = ("pixel_values", "image_features", "mm_encoder_outputs", "image_sizes")
+        pixels, features, encoded, image_sizes = (model_kwargs.pop(key, None) for key in keys)
+        image_embeds = self._embed_images(pixels, features, encoded, () if image_sizes is None else _as_sizes(image_sizes))
+        repeated = None
         if image_embeds is not None and input_ids is not None:
             image_token_mask = input_ids == self.config.image_token_id
-            counts = (image_token_mask.sum(-1) // image_embeds.shape[1]).tolist()
-            if sum(counts) != len(image_embeds):
-                raise ImageTokenMismatchError(UNKNOWN_LAYOUT.describe_mismatch(image_token_mask, image_embeds))
-            repeated = torch.cat([group for group in image_embeds.split(counts) for _ in range(expand_size)])
+            images = images_of_rows(image_token_mask.sum(-1).tolist(), image_embeds.counts)
+            if images is None:
+                raise ImageTokenMismatchError(UNKNOWN_LAYOUT.describe_mismatch(image_token_mask, image_embeds.counts))
+            embeds = image_embeds.tokens.split(image_embeds.counts)
+            repeated = [embeds[i] for row in images for _ in range(expand_size) for i in row]
         input_ids, model_kwargs = super()._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **model_kwargs)
         if repeated is not None:
             model_kwargs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=repeated)}
@@ -336,6 +304,11 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         if is_first_iteration or not kwargs.get("use_cache", True):
             inputs["mm_encoder_outputs"] = image_embeds
         return inputs
+
+
+def _as_sizes(image_sizes: torch.Tensor) -> list[Size]:
+    """Heights and widths, on the host."""
+    return [(height, width) for height, width in image_sizes.tolist()]
 
 
 def _select_hidden_states(hidden_states: torch.Tensor, positions: int | torch.Tensor) -> torch.Tensor:

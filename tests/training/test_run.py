@@ -91,6 +91,7 @@ def test_a_checkpoint_contains_no_base_weights_and_an_optimizer_unless_another_s
         pytest.param(
             {"connector": {"kind": "qformer", "num_queries": 5, "num_attention_heads": 4}}, ["connector"], "crossattention", marks=slow
         ),
+        ({"tiles": {"max": 2}}, ["connector", "lora"], "image_newline"),
         ({"vision_layers": 1}, ["vision", "connector", "lora"], "trained_weights.safetensors"),
         pytest.param({"lora": None}, ["vision", "connector"], "trained_weights.safetensors", marks=slow),
         pytest.param({"vision_lora": {"r": 2, "lora_dropout": 0.0}}, ["vision", "connector"], "vision_tower", marks=slow),

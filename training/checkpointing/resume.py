@@ -100,6 +100,7 @@ ADDED_CONNECTOR_SETTINGS = {
     "connector.num_queries": 64,
     "connector.num_layers": 2,
     "connector.num_attention_heads": 8,
+    "tiles": None,
     "vision_layers": "all",
     "vision_lora": None,
 }

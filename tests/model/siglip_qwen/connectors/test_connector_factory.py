@@ -17,7 +17,8 @@ from model.siglip_qwen.assembly import tokens_per_image
 from model.siglip_qwen.config import ConnectorConfig, ConnectorKind, SiglipQwenConfig
 from model.siglip_qwen.connectors.connector_factory import build_connector, num_image_tokens
 from model.siglip_qwen.family import FAMILY
-from model.siglip_qwen.modeling import VisionLanguageConfig, VisionLanguageModel
+from model.siglip_qwen.modeling import VisionLanguageModel
+from model.siglip_qwen.vision_language_config import VisionLanguageConfig
 
 Make = Callable[..., VisionLanguageModel]
 Settings = Callable[..., SiglipQwenConfig]
