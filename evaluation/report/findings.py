@@ -6,7 +6,7 @@ from typing import TypeVar
 from answering.rerank.choose_answer import displayed_choice
 from evaluation.metrics.short_answers import PRIMARY_METRIC
 from evaluation.report.report_notes import tuning_sentence
-from evaluation.report.result_tables import format_interval, percent
+from evaluation.report.table_format import format_interval, percent
 from evaluation.schema.summary_file import Comparison, Summary
 from evaluation.statistics import TestedDifference, Verdict
 

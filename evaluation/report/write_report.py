@@ -10,7 +10,7 @@ from markupsafe import Markup, escape
 
 from atomic_io import write_text
 from dataset.loading.sample_store import SampleStore
-from evaluation.report import report_notes, result_tables
+from evaluation.report import report_notes, result_tables, table_format
 from evaluation.report.charts import write_charts
 from evaluation.report.examples import RIGHT, Example, data_url, examples, select_examples, thumbnail
 from evaluation.report.findings import headline, sentences
@@ -55,7 +55,7 @@ def write_report(evaluation_result: EvaluationResult, experiment: Experiment) ->
     write_text(out / "report.html", page)
     text = _template("template.md", escape=False).render(
         **shared,
-        tables={title: result_tables.markdown(*table) for title, table in tables.items()},
+        tables={title: table_format.markdown(*table) for title, table in tables.items()},
         charts={chart.path.name: chart.caption for chart in charts},
         changed=changed,
     )
@@ -65,7 +65,7 @@ def write_report(evaluation_result: EvaluationResult, experiment: Experiment) ->
 
 def _template(name: str, escape: bool = True) -> Any:
     environment = Environment(autoescape=escape, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["percent"] = result_tables.percent
+    environment.filters["percent"] = table_format.percent
     environment.filters["breakable"] = _breakable
     environment.tests["figure"] = _is_figure
     return environment.from_string(resources.files("evaluation.report").joinpath(name).read_text(encoding="utf-8"))

@@ -5,6 +5,7 @@ Shapes: n samples of the buffer.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dataset.config import AugmentationConfig
+from dataset.loading.augmentation import augment_conversation
 from dataset.loading.collators import Example, UnreadableImage
 from dataset.loading.encoded_sample import EncodedSample, EncodingError
 from dataset.loading.image_io import ImageError, open_image, printable_path, read_with_retries
@@ -21,7 +23,7 @@ from dataset.streaming.source_records import Position, Share
 from errors import TesseraError
 from model.family import Collate
 from model.processors.sample_processor import SampleProcessor
-from training.data_loading import augmented, blank_example, encode_samples
+from training.data_loading import blank_example, encode_samples
 
 FIRST_SAMPLES = 128
 """Samples in the buffer before the first batch; with every batch it grows by SAMPLES_PER_BATCH, up to data.shuffle_buffer_size, so that
@@ -148,10 +150,13 @@ class BatchStream:
         if copy:
             sample = dataclasses.replace(sample, sample_id=f"{sample.sample_id}#copy{copy + 1}")
         try:
-            encoded = encode_samples([sample], self._sizes(read), self._settings.processor, self._settings.seed, read.position.epoch)
+            encoded = self._encode([sample], read)
         except EncodingError:
             return None
         return None if encoded is None else Waiting(read, copy, sample, encoded)
+
+    def _encode(self, samples: Sequence[Sample], read: ReadSample) -> EncodedSample | None:
+        return encode_samples(samples, self._sizes(read), self._settings.processor, self._settings.seed, read.position.epoch)
 
     def _restored(self, entries: list[list[int]]) -> list[Waiting]:
         keys = [(source, Position(epoch, file, record), copy) for source, epoch, file, record, copy in entries]
@@ -187,7 +192,7 @@ class BatchStream:
 
     def _example(self, waiting: Waiting) -> Example:
         """The sample with its pixels; one whose image can no longer be read has a blank one, and no supervised token."""
-        read, sample, settings = waiting.read, waiting.sample, self._settings
+        read, sample, encoded, settings = waiting.read, waiting.sample, waiting.encoded, self._settings
         images = []
         for image in read.checked.images:
             try:
@@ -196,11 +201,13 @@ class BatchStream:
             except ImageError as error:
                 path = f"{sample.source}, an image inside a file" if isinstance(image, bytes) else printable_path(image)
                 unreadable = (UnreadableImage(path, str(error), sample.sample_id, None),)
-                blank = blank_example(sample, waiting.encoded, self._sizes(read), settings.processor)
+                blank = blank_example(sample, encoded, self._sizes(read), settings.processor)
                 return dataclasses.replace(blank, unreadable_images=unreadable)
         if settings.augmentation is not None:
-            images = augmented(images, settings.augmentation, f"{settings.seed}/{read.position.epoch}/{sample.sample_id}")
-        return Example(sample.sample_id, waiting.encoded, settings.processor.read(images))
+            key, room = f"{settings.seed}/{read.position.epoch}/{sample.sample_id}", len(waiting.encoded) if settings.packed else None
+            encode = partial(self._encode, read=read)
+            images, encoded = augment_conversation(images, [sample], settings.augmentation, key, encode, encoded, room)
+        return Example(sample.sample_id, encoded, settings.processor.read(images))
 
     def _sizes(self, read: ReadSample) -> tuple[tuple[int, int], ...]:
         return read.checked.sizes if self._settings.processor.sizes_matter else ()
