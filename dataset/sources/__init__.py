@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from dataset.config import DataConfig
-from dataset.record_validation import InvalidRecordError, check_boxes, check_conversation, check_encoding
+from dataset.record_validation import InvalidRecordError, check_conversation, check_encoding
 from dataset.source_config import Source
 from dataset.sources.record import ParsedRecord, Parser, RawSample, RecordLocation, Records, RejectedRecord, number_as_text, require_object
 
@@ -67,8 +67,6 @@ def valid_sample(location: RecordLocation, record: Any, parse: Parser) -> RawSam
         raise record
     sample = parse(location, require_object(record))
     check_conversation(sample.messages, sample.targets, sample.answers, len(sample.images))
-    if sample.boxes:
-        check_boxes([*(message.content for message in sample.messages), *sample.targets], sample.boxes, len(sample.images))
     check_encoding(sample.key)
     category = sample.category or number_as_text(record.get("category"))
     if category is None:

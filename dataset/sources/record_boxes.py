@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dataset.bounding_box import BOX_PLACEHOLDER, FULL, RawBox, find_boxes, is_box_answer
-from dataset.record_validation import DropReason, InvalidRecordError
+from dataset.record_validation import DropReason, InvalidRecordError, check_boxes
 from dataset.sample import Message
 from dataset.source_base import BoxedSource, BoxType
 from dataset.sources.record import RawSample, require_list, require_object
@@ -37,6 +37,7 @@ def with_boxes(source: BoxedSource, sample: RawSample, objects: Any) -> RawSampl
     texts = [*(message.content for message in sample.messages), *sample.targets]
     if objects is not None and any(BOX_PLACEHOLDER in text for text in texts):
         texts, boxes = _from_objects(source, texts, require_object(objects))
+        check_boxes(texts, boxes, len(sample.images))
     elif source.bbox_in_text is not None:
         texts, boxes = _from_texts(source, texts, source.bbox_in_text)
     else:

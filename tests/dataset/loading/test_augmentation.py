@@ -2,10 +2,16 @@
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
+from dataset.bounding_box import Box, iou, parse_boxes
 from dataset.config import AugmentationConfig
-from dataset.loading.augmentation import augment
+from dataset.loading.augmentation import augment, augment_with_boxes
+from dataset.loading.sample_store import SampleStore
+from dataset.loading.samplers import SampleKey
+from model.siglip_qwen.processor import Processor
+from tests.dataset.raw_files import RawFiles
+from training.data_loading import TrainingData, measure_lengths
 
 
 def image() -> Image.Image:
@@ -52,3 +58,68 @@ def test_images_are_never_flipped_by_default() -> None:
         assert pixels[16:32, :16].mean() < pixels[16:32, -16:].mean()
         redness = pixels[..., 0] - pixels[..., 1]
         assert redness[-6:, 16:48].mean() > redness[:6, 16:48].mean()
+
+
+def boxed_image() -> tuple[Image.Image, Box]:
+    """A bright ellipse on dark ground, and its box."""
+    drawn = Image.new("RGB", (200, 120), (10, 10, 10))
+    ImageDraw.Draw(drawn).ellipse((20, 30, 79, 69), fill="white")
+    return drawn, Box(100, 250, 400, 70 / 0.12)
+
+
+def bright_box(image: Image.Image) -> Box:
+    """The box of the bright pixels."""
+    rows, columns = np.nonzero(np.asarray(image.convert("L")) > 127)
+    ends = columns.min() / image.width, rows.min() / image.height, (columns.max() + 1) / image.width, (rows.max() + 1) / image.height
+    return Box(*(1000 * float(end) for end in ends))
+
+
+def test_boxes_follow_the_pixels() -> None:
+    image, box = boxed_image()
+    config = AugmentationConfig(rotation=10, horizontal_flip=0.5, brightness=0.1)
+    mirrored = 0
+    for i in range(40):
+        changed, [moved] = augment_with_boxes(image, config, str(i), [box])
+        assert np.array_equal(np.asarray(changed), np.asarray(augment(image, config, str(i)))), "boxes change nothing about the image"
+        mirrored += moved.x1 > 400
+        # The box around a turned box is somewhat larger than the one around the turned ellipse in it.
+        assert iou(moved, bright_box(changed)) > 0.75
+        assert moved.x1 <= bright_box(changed).x1 + 5
+    assert 5 < mirrored < 35
+
+
+def test_an_image_is_not_rotated_when_a_box_would_leave_it() -> None:
+    image, _ = boxed_image()
+    config = AugmentationConfig(rotation=15)
+    at_the_corner, inside = Box(0, 0, 4, 6), Box(400, 400, 600, 600)
+    kept = [augment_with_boxes(image, config, str(i), [at_the_corner])[1] == [at_the_corner] for i in range(20)]
+    assert any(kept)
+    assert all(augment_with_boxes(image, config, str(i), [inside])[1] != [inside] for i in range(20))
+
+
+def test_training_text_names_the_boxes_of_the_changed_image(raw: RawFiles, processor: Processor) -> None:
+    image, _ = boxed_image()
+    image.save(raw.images / "a.png")
+    turns = [{"role": "user", "content": "<image>Where?"}, {"role": "assistant", "content": '{"bbox_2d": <bbox>}'}]
+    raw.merge(raw.messages([{"messages": turns, "images": ["a.png"], "objects": {"bbox": [[2, 30, 80, 70]]}}]))
+    store, rows = SampleStore(raw.merged), np.arange(1)
+    config = AugmentationConfig(horizontal_flip=0.5)
+    lengths = measure_lengths(store, rows, processor, "measuring", boxes_move=True)
+    data = TrainingData(store, lengths, processor, 0, config)
+    seen = set()
+    for epoch in range(12):
+        example = data[SampleKey(0, epoch)]
+        [box] = parse_boxes(processor.readable(example.encoded.input_ids))
+        is_mirrored = (
+            example.images["pixel_values"][0, :, :, 60:].float().mean() > example.images["pixel_values"][0, :, :, :36].float().mean()
+        )
+        assert box == (Box(600, 250, 990, 583) if is_mirrored else Box(10, 250, 400, 583))
+        # There is room for the text of any box.
+        assert len(example.encoded) <= lengths.sampled_lengths(0, epoch)[0]
+        seen.add(bool(is_mirrored))
+    assert seen == {True, False}
+    # Without room for another digit, an image keeps its geometry.
+    exact = TrainingData(store, measure_lengths(store, rows, processor, "measuring"), processor, 0, config)
+    assert {parse_boxes(processor.readable(exact[SampleKey(0, epoch)].encoded.input_ids))[0] for epoch in range(12)} == {
+        Box(10, 250, 400, 583)
+    }
