@@ -75,14 +75,14 @@ def side_by_side(
 
 def draw_boxes(image: Image.Image, boxes: Sequence[tuple[Box, Colour]]) -> Image.Image:
     """A copy of an image with boxes, each in its colour on a thin white line, so that they can be seen on any ground."""
-    drawn = image.convert("RGB")
-    draw = ImageDraw.Draw(drawn)
-    width = max(2, round(max(drawn.size) / 200))
+    boxed = image.convert("RGB")
+    draw = ImageDraw.Draw(boxed)
+    width = max(2, round(max(boxed.size) / 200))
     for box, colour in boxes:
-        x1, y1, x2, y2 = (round(value * side / FULL) for value, side in zip(box, drawn.size * 2, strict=True))
+        x1, y1, x2, y2 = (round(value * side / FULL) for value, side in zip(box, boxed.size * 2, strict=True))
         for margin, outline in ((1, "white"), (0, colour)):
             draw.rectangle((x1 - margin, y1 - margin, x2 + margin, y2 + margin), outline=outline, width=width + 2 * margin)
-    return drawn
+    return boxed
 
 
 def save_boxes(images: Sequence[Image.Image], regions: Sequence[Region], path: Path) -> list[Path]:

@@ -1,5 +1,5 @@
 """What the panel for boxes of the demo page does: a person clicks on two corners or types four numbers, and puts the box into the question;
-boxes of an answer are drawn over the image."""
+boxes of an answer are marked over the image."""
 
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from serving.demo.upload_folder import UploadFolder
 
 PREVIEW_SIDE = 640
 """Longer side of the image with boxes, in pixels."""
-ANSWERED, DRAWN = (229, 72, 77), (11, 98, 168)
+ANSWERED, MARKED = (229, 72, 77), (11, 98, 168)
 """Colours of the boxes of an answer, and of the one that a person draws."""
 
 
@@ -49,30 +49,31 @@ class BoxActions:
                 return self._preview(image, regions), gr.skip(), ""
             (x1, x2), (y1, y2) = (sorted(pair) for pair in zip(regions.corner, corner, strict=True))
             regions.corner = None
-            regions.drawn = _checked(Box(x1, y1, x2, y2).text())
-            return self._preview(image, regions), regions.drawn.text(), ""
+            regions.marked = _checked(Box(x1, y1, x2, y2).text())
+            return self._preview(image, regions), regions.marked.text(), ""
         except TesseraError as error:
             return gr.skip(), gr.skip(), error_text(error, language)
 
     def insert(self, image: str | None, text: str, question: str, conversation: Conversation, language: str) -> tuple[Any, ...]:
         """Values of the image, of the box as text, of the question, which the box is put into, and status."""
         try:
+            self._opened(image)
             box = _checked(text)
-            conversation.regions.drawn, conversation.regions.corner = box, None
+            conversation.regions.marked, conversation.regions.corner = box, None
             preview = self._preview(image, conversation.regions)
         except TesseraError as error:
             return gr.skip(), gr.skip(), gr.skip(), error_text(error, language)
         return preview, box.text(), f"{question.rstrip()} {box.text()}".strip(), ""
 
     def _preview(self, image: str | None, regions: Regions) -> Image.Image | None:
-        """The image with the boxes of the last answer and the one that is drawn. Raises PageError and ImageError."""
+        """The image with the boxes of the last answer and the one that is marked. Raises PageError and ImageError."""
         if not image:
             return None
-        drawn = [] if regions.drawn is None else [regions.drawn]
+        marked = [] if regions.marked is None else [regions.marked]
         if regions.corner is not None:
             x, y = regions.corner
-            drawn = [Box(x - 8, y - 8, x + 8, y + 8)]
-        return draw_boxes(self._opened(image), [(box, ANSWERED) for box in regions.answered] + [(box, DRAWN) for box in drawn])
+            marked = [Box(x - 8, y - 8, x + 8, y + 8)]
+        return draw_boxes(self._opened(image), [(box, ANSWERED) for box in regions.answered] + [(box, MARKED) for box in marked])
 
     def _opened(self, name: str | None) -> Image.Image:
         """The chosen image in the size of the preview. Raises PageError and ImageError."""

@@ -40,12 +40,12 @@ class Regions:
 
     Args:
         answered: those that the last answer names.
-        drawn: the one that the user draws.
+        marked: the one that the user draws.
         corner: its first corner in thousandths of width and height, until the second one is chosen.
     """
 
     answered: list[Box] = field(default_factory=list)
-    drawn: Box | None = None
+    marked: Box | None = None
     corner: tuple[float, float] | None = None
 
 

@@ -78,8 +78,8 @@ def generate_panels(
 
 
 def _panel(store: SampleStore, sample: Sample, answer: Answer) -> Panel:
-    """The panel of an answer; "..." stands for earlier turns, a short-answer question decides whether it is right, and boxes are drawn: the
-    reference green, the answer red."""
+    """The panel of an answer; "..." stands for earlier turns, and a short-answer question decides whether it is right. Of a question for a
+    box, the reference is drawn in green over the image and the answer in red."""
     text = "" if answer.error else answer.first.text
     try:
         images = [store.load_image(i) for i in sample.image_ids]
@@ -87,8 +87,8 @@ def _panel(store: SampleStore, sample: Sample, answer: Answer) -> Panel:
         images = []  # one cannot be read, which the answer says
     expected, predicted = (parse_boxes(sample.targets[0]), parse_boxes(text)) if sample.task == "grounding" else ([], [])
     if len(images) == 1 and expected:
-        drawn = [(box, VERDICT_COLOURS[RIGHT]) for box in expected] + [(box, VERDICT_COLOURS[WRONG]) for box in predicted]
-        images = [draw_boxes(images[0], drawn)]
+        coloured = [(box, VERDICT_COLOURS[RIGHT]) for box in expected] + [(box, VERDICT_COLOURS[WRONG]) for box in predicted]
+        images = [draw_boxes(images[0], coloured)]
     return Panel(
         images=images,
         question=("... " if len(sample.messages) > 1 else "") + question_text(sample.messages[-1].content),

@@ -62,9 +62,9 @@ def test_images_are_never_flipped_by_default() -> None:
 
 def boxed_image() -> tuple[Image.Image, Box]:
     """A bright ellipse on dark ground, and its box."""
-    drawn = Image.new("RGB", (200, 120), (10, 10, 10))
-    ImageDraw.Draw(drawn).ellipse((20, 30, 79, 69), fill="white")
-    return drawn, Box(100, 250, 400, 70 / 0.12)
+    canvas = Image.new("RGB", (200, 120), (10, 10, 10))
+    ImageDraw.Draw(canvas).ellipse((20, 30, 79, 69), fill="white")
+    return canvas, Box(100, 250, 400, 70 / 0.12)
 
 
 def bright_box(image: Image.Image) -> Box:

@@ -1,4 +1,4 @@
-"""The panel for boxes: drawn by two clicks or typed, put into the question, and the boxes of an answer."""
+"""The panel for boxes: marked by two clicks or typed, put into the question, and the boxes of an answer."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from PIL import Image
 
 from answering.rendering import draw_boxes
 from dataset.bounding_box import Box
-from serving.demo.box_actions import ANSWERED, DRAWN, PREVIEW_SIDE, BoxActions
+from serving.demo.box_actions import ANSWERED, MARKED, PREVIEW_SIDE, BoxActions
 from serving.demo.localization import translations
 from serving.demo.page_actions import PageActions
 from serving.demo.session import Conversation, Turn
@@ -52,7 +52,7 @@ def test_two_clicks_on_opposite_corners_are_a_box(boxes: BoxActions, wide: str, 
     assert preview.size == (PREVIEW_SIDE, PREVIEW_SIDE // 2)
     preview, text, status = boxes.click(wide, conversation, "English", at(*corners[1]))
     assert (text, status) == ("[100, 100, 500, 500]", "")
-    assert colour_box(preview, DRAWN) == pytest.approx((100, 100, 500, 500), abs=6)
+    assert colour_box(preview, MARKED) == pytest.approx((100, 100, 500, 500), abs=6)
     # A third click begins another box.
     assert boxes.click(wide, conversation, "English", at(0, 0))[1] == gr.skip()
 
@@ -62,7 +62,7 @@ def test_a_typed_box_is_put_into_the_question(boxes: BoxActions, wide: str, type
     conversation = Conversation(wide)
     preview, text, question, status = boxes.insert(wide, typed, "What is in ", conversation, "English")
     assert (text, question, status) == ("[10, 20, 300, 400]", "What is in [10, 20, 300, 400]", "")
-    assert colour_box(preview, DRAWN) == pytest.approx((10, 20, 300, 400), abs=6)
+    assert colour_box(preview, MARKED) == pytest.approx((10, 20, 300, 400), abs=6)
 
 
 @pytest.mark.parametrize("typed", ["", "on the left", "[300, 20, 10, 400]", "[0, 0, 2000, 10]"])
@@ -118,7 +118,7 @@ def test_a_name_is_located_by_a_question_for_its_box(page: PageActions, image: s
     assert len(chat) == 4
 
 
-def test_an_answer_that_names_a_box_is_drawn(page: PageActions, image: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_boxes_of_an_answer_are_kept_with_its_conversation(page: PageActions, image: str, monkeypatch: pytest.MonkeyPatch) -> None:
     conversation = Conversation()
     monkeypatch.setattr(page.backends.session, "stream", lambda *_: iter(['{"bbox_2d": [1, 2,', '{"bbox_2d": [1, 2, 30, 40]}']))
     list(page.locate(image, "it", conversation, "English"))
@@ -130,7 +130,7 @@ def test_nothing_typed_is_a_message(page: PageActions, image: str) -> None:
     assert list(page.locate(image, " ", Conversation(), "English"))[-1][3] == "⚠️ " + ENGLISH["no_question"]
 
 
-def test_boxes_at_the_edges_of_an_image_are_drawn_inside_it() -> None:
-    drawn = draw_boxes(Image.new("RGB", (60, 40)), [(Box(0, 0, 1000, 1000), ANSWERED), (Box(500, 500, 500, 500), DRAWN)])
-    assert drawn.size == (60, 40)
-    assert drawn.getpixel((0, 20)) == ANSWERED
+def test_boxes_at_the_edges_of_an_image_stay_inside_it() -> None:
+    marked = draw_boxes(Image.new("RGB", (60, 40)), [(Box(0, 0, 1000, 1000), ANSWERED), (Box(500, 500, 500, 500), MARKED)])
+    assert marked.size == (60, 40)
+    assert marked.getpixel((0, 20)) == ANSWERED

@@ -203,8 +203,8 @@ def test_a_person_draws_a_box_and_asks_about_it(address: str, image: Path, size:
         click(0.75, 0.5)
         typed = page.locator("#box textarea, #box input")
         expect(typed).to_have_value(re.compile(r"\[\d+, \d+, \d+, \d+\]"))
-        drawn = [int(number) for number in re.findall(r"\d+", typed.input_value())]
-        assert drawn == pytest.approx([250, 250, 750, 500], abs=8)
+        marked = [int(number) for number in re.findall(r"\d+", typed.input_value())]
+        assert marked == pytest.approx([250, 250, 750, 500], abs=8)
         page.locator("#question textarea").fill("What is in")
         page.locator("#insert_box").click()
         expect(page.locator("#question textarea")).to_have_value(f"What is in {typed.input_value()}")
