@@ -7,6 +7,7 @@ from pathlib import Path
 
 from answering.rerank.choose_answer import displayed_choice
 from evaluation.report.findings import headline
+from evaluation.report.grounding_findings import box_headline
 from evaluation.report.grounding_tables import box_table
 from evaluation.report.report_notes import CURVE_REMARK, failure_count, missing_font, remarks
 from evaluation.report.result_tables import GAMEABLE_TITLE, TERMS, all_tables, caption_table
@@ -30,6 +31,7 @@ def terminal_summary(summary: Summary, report: Path) -> str:
         parts += [*align_columns(header, rows[:MOST_ROWS]).splitlines()]
         parts += [f"{more} more rows: {report.with_name('report.md')}"] if more > 0 else []
         parts.append("")
+    parts += _wrapped(box_headline(summary) if any(results.choices for results in summary.systems.values()) else "", MOST_NOTE_LINES)
     failed = sum(results.errors for results in summary.systems.values())
     parts += [failure_count(failed)] if failed else []
     missed = [threshold.what for threshold in (summary.thresholds or []) if not threshold.met]
