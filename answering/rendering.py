@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from answering.reply import Reply
 from answering.request_images import scale_to_side
 from atomic_io import atomic_write, write_json
+from dataset.bounding_box import FULL, Box, Region
 from dataset.loading.image_io import open_image, printable_path
 
 log = logging.getLogger(__name__)
@@ -24,6 +25,7 @@ IMAGE_SIDE, TEXT_WIDTH, MARGIN, FONT_SIZE = 360, 560, 16, 18
 """In pixels: side of the square an image is fitted into, width of the text column, margin, font size."""
 Colour = tuple[int, int, int]
 LABEL_COLOUR, TEXT_COLOUR = (110, 110, 110), (0, 0, 0)
+BOX_COLOUR = (229, 72, 77)
 
 PREFERRED_FONTS = (
     "notosanscjk-regular", "notosanssc", "sourcehansanssc", "sourcehansanscn", "wqy-microhei", "wqy-zenhei", "msyh", "pingfang",
@@ -69,6 +71,29 @@ def side_by_side(
     for i, (text, colour) in enumerate(lines):
         draw.text((left, MARGIN + i * step), text, font=font, fill=colour)
     return canvas
+
+
+def draw_boxes(image: Image.Image, boxes: Sequence[tuple[Box, Colour]]) -> Image.Image:
+    """A copy of an image with boxes, each in its colour on a thin white line, so that they can be seen on any ground."""
+    boxed = image.convert("RGB")
+    draw = ImageDraw.Draw(boxed)
+    width = max(2, round(max(boxed.size) / 200))
+    for box, colour in boxes:
+        x1, y1, x2, y2 = (round(value * side / FULL) for value, side in zip(box, boxed.size * 2, strict=True))
+        for margin, outline in ((1, "white"), (0, colour)):
+            draw.rectangle((x1 - margin, y1 - margin, x2 + margin, y2 + margin), outline=outline, width=width + 2 * margin)
+    return boxed
+
+
+def save_boxes(images: Sequence[Image.Image], regions: Sequence[Region], path: Path) -> list[Path]:
+    """Write images with the boxes of a sample, as PNG files whose names are that of `path` and the index of the image."""
+    files = []
+    for i, image in enumerate(images):
+        files.append(path.with_name(f"{path.name}-{i}.png"))
+        boxed = draw_boxes(image, [(region.box, BOX_COLOUR) for region in regions if region.image == i])
+        with atomic_write(files[-1]) as temp_path:
+            boxed.save(temp_path, "PNG")
+    return files
 
 
 def wrap_text(text: str, font: ImageFont.FreeTypeFont, width: float) -> list[str]:

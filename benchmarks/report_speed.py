@@ -13,7 +13,7 @@ from dataset.build.merge import merge
 from dataset.config import DataConfig
 from dataset.loading.sample_store import SampleStore
 from dataset.sample import hash_to_index
-from dataset.source_config import Split
+from dataset.source_base import Split
 from evaluation.config import EvalConfig
 from evaluation.report.write_report import write_report
 from evaluation.run.evaluation_run import score_evaluation

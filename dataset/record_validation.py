@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from enum import StrEnum
 
+from dataset.bounding_box import BOX_PLACEHOLDER, Box, RawBox
 from dataset.sample import IMAGE_PLACEHOLDER, Message, is_alternating
 
 
@@ -23,6 +24,8 @@ class DropReason(StrEnum):
     ANSWER_TYPE = "unknown answer type"
     MISSING_FIELD = "missing field"
     UNPAIRED = "question and annotation do not pair"
+    BOX = "box outside the image or malformed"
+    BOX_COUNT = "boxes and their placeholders disagree"
 
 
 class InvalidRecordError(Exception):
@@ -66,6 +69,30 @@ def check_conversation(messages: Sequence[Message], targets: Sequence[str], answ
     if IMAGE_PLACEHOLDER in others:
         raise InvalidRecordError(DropReason.IMAGE_COUNT, f"{IMAGE_PLACEHOLDER} in a turn that is not the user's")
     check_encoding("\n".join([*[message.content for message in messages], *targets, *answers]))
+
+
+def check_boxes(texts: Sequence[str], boxes: Sequence[RawBox], num_images: int) -> None:
+    """Raise InvalidRecordError unless the texts hold one `<bbox>` placeholder for each box, and each box is of one of the images."""
+    num_placeholders = sum(text.count(BOX_PLACEHOLDER) for text in texts)
+    if num_placeholders != len(boxes):
+        raise InvalidRecordError(DropReason.BOX_COUNT, f"{num_placeholders} {BOX_PLACEHOLDER} placeholders for {len(boxes)} boxes")
+    for box in boxes:
+        if not 0 <= box.image < num_images:
+            raise InvalidRecordError(DropReason.BOX, f"a box is of image {box.image}, counted from 0, of {num_images}")
+
+
+def upright_boxes(boxes: Sequence[RawBox], sizes: Sequence[tuple[int, int]], orientations: Sequence[int]) -> list[tuple[int, Box]]:
+    """The boxes in their upright images, each with the index of its image. Raises InvalidRecordError for one that its image cannot have.
+
+    Args:
+        boxes: The boxes of a record.
+        sizes: Width and height of each of its images, upright, in pixels.
+        orientations: EXIF orientation of each.
+    """
+    try:
+        return [(box.image, box.upright(sizes[box.image], orientations[box.image])) for box in boxes]
+    except ValueError as error:
+        raise InvalidRecordError(DropReason.BOX, str(error)) from error
 
 
 def check_encoding(text: str) -> None:

@@ -3,18 +3,20 @@
 import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import pyarrow as pa
 
+from dataset.bounding_box import FULL, Box, Region, refill
 from dataset.chinese_characters import HAS_CJK
-from dataset.source_config import Split
+from dataset.source_base import Split
 
 IMAGE_PLACEHOLDER = "<image>"
 """Placeholder in the content of a message, replaced by the image tokens of one image."""
 
-Task = Literal["caption", "conversation", "vqa"]
+Task = Literal["caption", "conversation", "grounding", "vqa"]
+"""Kind of a question. grounding: its answer is a box (see `dataset.bounding_box`)."""
 Language = Literal["en", "zh"]
 Role = Literal["system", "user", "assistant"]
 
@@ -48,6 +50,7 @@ class Sample:
         answers: Reference answers for scoring (ten for VQA, the captions for captions). Only `evaluation/` reads them.
         prompt: Sentence that says how an answer is wanted, if the source has one; `messages` do not contain it.
         category: What the sample is about, if its source says so; data can be balanced by it.
+        regions: Boxes that the messages and targets name, in the order of their places.
     """
 
     sample_id: str
@@ -61,11 +64,22 @@ class Sample:
     answers: tuple[str, ...] = ()
     prompt: str | None = None
     category: str | None = None
+    regions: tuple[Region, ...] = ()
 
     @property
     def prompted_messages(self) -> tuple[Message, ...]:
         """The conversation as it is trained: `messages`, with the prompt after every question."""
         return with_prompt(self.messages, self.prompt)
+
+    def with_boxes(self, boxes: Sequence[Box]) -> "Sample":
+        """The sample with other boxes in the places of those of its regions, as when its images were mirrored. Its answers stay."""
+        texts, regions = refill([*(message.content for message in self.messages), *self.targets], self.regions, boxes)
+        messages = tuple(replace(message, content=text) for message, text in zip(self.messages, texts, strict=False))
+        return replace(self, messages=messages, targets=tuple(texts[len(messages) :]), regions=tuple(regions))
+
+    def with_widest_boxes(self) -> "Sample":
+        """The sample with boxes in whose places any others fit."""
+        return self.with_boxes([Box(FULL, FULL, FULL, FULL)] * len(self.regions)) if self.regions else self
 
     def target(self, seed: int, epoch: int) -> str:
         """The target of an epoch. A hash picks it, so it is the same on every rank and after a resume."""
@@ -139,6 +153,9 @@ IMAGES_SCHEMA = pa.schema(
     ]
 )
 
+REGION_TYPE = pa.struct([("image", pa.int32()), ("turn", pa.int32()), ("start", pa.int32()), ("box", pa.list_(pa.float64()))])
+"""A `dataset.bounding_box.Region`."""
+
 SAMPLES_SCHEMA = pa.schema(
     [
         ("sample_id", pa.string()),
@@ -152,5 +169,6 @@ SAMPLES_SCHEMA = pa.schema(
         ("answers", pa.list_(pa.string())),
         ("prompt", pa.string()),
         ("category", pa.string()),
+        ("regions", pa.list_(REGION_TYPE)),
     ]
 )

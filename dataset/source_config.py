@@ -2,29 +2,16 @@
 
 import itertools
 import re
-from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, field_validator
 
 from config_schema import section
 from dataset.remote_files import FilePath, is_url
-from dataset.source_files import FilePaths, PathOrUrl, matching_files
+from dataset.source_base import BoxedSource, PromptByLanguage, PromptText, Questions, Rotation, SourceBase, Split
+from dataset.source_files import FilePaths
 from errors import UsageError
-
-Split = Literal["train", "validation", "test"]
-
-
-Questions = Annotated[tuple[Annotated[str, Field(pattern=r"\S")], ...], Field(min_length=1)]
-"""Question templates: at least one, none blank."""
-
-
-def _check_prompt(text: str) -> str:
-    """The text without blank space around it. Raises ValueError when it has an image placeholder."""
-    if "<image>" in text:
-        raise ValueError("a prompt cannot contain <image>")
-    return text.strip()
 
 
 def _check_hub_path(path: str) -> str:
@@ -34,83 +21,6 @@ def _check_hub_path(path: str) -> str:
             "a URL; expected OWNER/NAME of a data set on the Hub or a local folder; table, messages and webdataset read files at URLs"
         )
     return path
-
-
-PromptText = Annotated[str, AfterValidator(_check_prompt)]
-"""A sentence that says how an answer is wanted; a blank one is none."""
-
-
-@section
-class PromptByLanguage:
-    """A sentence that says how an answer is wanted, by the language of the question."""
-
-    en: PromptText | None = "Answer the question using a single word or phrase."
-    """After English questions; null = none."""
-    zh: PromptText | None = "请用一个词或短语回答。"
-    """After Chinese questions; null = none."""
-
-
-@section
-class SourceBase:
-    """Keys that every source has."""
-
-    images: PathOrUrl | None = None
-    """Folder that image names are relative to; by default the folder of the annotation file."""
-    allow_outside_images: bool = False
-    """Also read images whose names lead out of this folder: absolute paths and names with `..`. Only for annotation files that you
-    trust: any file that such a name points to is opened."""
-    name: Annotated[str, Field(min_length=1)] | None = None
-    """Name of the source in reports and sample ids; by default the format, numbered from its second use on."""
-    split: Split | None = None
-    """Split of all samples of this source; by default the split stated in the file, else a hash of the image content decides."""
-    limit: Annotated[int, Field(ge=1)] | None = None
-    """Read at most this many records from the start of the file."""
-    repeat: Annotated[int, Field(ge=1)] = 1
-    """How many times each training sample of this source is written to the merged data."""
-    weight: Annotated[float, Field(gt=0)] | None = None
-    """Share of this source in the training samples of an epoch, relative to the weights of the others; all sources have one or none has. By
-    default every sample is used once."""
-    epochs: Annotated[float, Field(gt=0)] | None = None
-    """How often the training samples of this source are used within an epoch, such as 0.5 or 3; 1 by default."""
-    prompt: PromptText | PromptByLanguage | None = None
-    """Sentence that says how an answer is wanted. It follows every question of this source on a line of its own, in training and again
-    when the trained model is asked a question of this kind and language. One text, or {en: ..., zh: ...}; auto = a sentence
-    that asks for a word or phrase after questions with short answers, none elsewhere; null = none, the default."""
-
-    file_keys: ClassVar[tuple[str, ...]] = ("annotations",)
-    """Keys that name files with records. A list of files, wildcards, and numbers in braces are allowed in each."""
-
-    @property
-    def annotation_files(self) -> list[FilePath]:
-        """The files that the records are read from."""
-        return [path for key in self.file_keys for path in matching_files(getattr(self, key))]
-
-    def parts(self) -> list[Self]:
-        """The source once for each of its files, or pair of files, in order. Raises UsageError when the numbers of a pair differ."""
-        files = {key: matching_files(getattr(self, key)) for key in self.file_keys}
-        if len({len(paths) for paths in files.values()}) > 1:
-            found = " and ".join(f"{len(paths)} in {key}" for key, paths in files.items())
-            raise UsageError(f"data.sources: a source of the format {getattr(self, 'format', '')} has pairs of files, but {found}")
-        parts = [replace(self, **dict(zip(files, paths, strict=True))) for paths in zip(*files.values(), strict=True)]
-        # The folder stated: it is asked for with each record.
-        return [replace(part, images=part.image_folder) for part in parts] or [self]
-
-    @property
-    def image_folder(self) -> FilePath:
-        """Folder that image names are relative to."""
-        return self.images or self.annotation_files[0].parent
-
-    @property
-    def fixed_split(self) -> Split | None:
-        """The split of all samples, if the configuration states it."""
-        return self.split
-
-    def prompt_in(self, language: Literal["en", "zh"], task: str = "vqa") -> str | None:
-        """The prompt of a question of a task (see `Sample`) in a language; None if it has none."""
-        prompt = self.prompt
-        if prompt == "auto":
-            prompt = PromptByLanguage() if task == "vqa" else None
-        return (getattr(prompt, language) if isinstance(prompt, PromptByLanguage) else prompt) or None
 
 
 @section
@@ -170,13 +80,70 @@ class VqaMetadataSource(SourceBase):
 
 
 @section
-class MessagesSource(SourceBase):
+class MessagesSource(BoxedSource):
     """JSONL, JSON or Parquet rows of {messages: [{role, content}], images: [name | {bytes, path}]}, or with `conversations`, `image`."""
 
     format: Literal["messages"]
     file_keys: ClassVar[tuple[str, ...]] = ("path",)
     path: FilePaths
     """The .jsonl, .json (one list) or .parquet file, or several."""
+
+
+@section
+class RegionQuestions:
+    """Questions about a region by the language of its expression, with {expression} or {box} in the place of what is asked about."""
+
+    en: Questions
+    """After English expressions."""
+    zh: Questions
+    """After Chinese ones."""
+
+
+@section
+class RefCocoSource(SourceBase):
+    """Referring expressions as RefCOCO, RefCOCO+ and RefCOCOg have them: refs (converted to JSON) and the instances of COCO."""
+
+    format: Literal["refcoco"]
+    file_keys: ClassVar[tuple[str, ...]] = ("refs", "instances")
+    refs: FilePaths
+    """The JSON file with the expressions, [{ref_id, ann_id, image_id, split, sentences: [{sent}]}], or several."""
+    instances: FilePaths
+    """The JSON file with {images: [{id, file_name}], annotations: [{id, image_id, bbox: [x, y, width, height]}]}, or as many."""
+    samples: Annotated[tuple[Literal["locate", "describe"], ...], Field(min_length=1)] = ("locate",)
+    """locate = a sample for each expression, whose answer is its box; describe = one for each region, whose answers are its expressions."""
+    locate_questions: RegionQuestions = RegionQuestions(
+        en=(
+            "Locate {expression} in the image and report its bbox coordinates in JSON format.",
+            "Where is {expression}? Report its bbox coordinates in JSON format.",
+        ),
+        zh=("请定位图中的{expression}，并以JSON格式输出其边界框坐标。", "{expression}在哪里？请以JSON格式输出其边界框坐标。"),
+    )
+    """Questions for a box; a hash of the sample picks one."""
+    describe_questions: RegionQuestions = RegionQuestions(
+        en=("What is in the box {box}?", "Describe the region {box} of the image in a short phrase."),
+        zh=("边界框{box}里是什么？", "请用一个短语描述图中区域{box}。"),
+    )
+    """Questions about a box; a hash of the sample picks one."""
+    bbox_rotation: Rotation = "upright"
+    """upright = boxes refer to the image as viewers show it; stored = to the image before the rotation that its EXIF data state."""
+
+    @field_validator("locate_questions")
+    @classmethod
+    def _names_expression(cls, questions: RegionQuestions) -> RegionQuestions:
+        return _with_field(questions, "{expression}")
+
+    @field_validator("describe_questions")
+    @classmethod
+    def _names_box(cls, questions: RegionQuestions) -> RegionQuestions:
+        return _with_field(questions, "{box}")
+
+
+def _with_field(questions: RegionQuestions, name: str) -> RegionQuestions:
+    """The questions. Raises ValueError when one of them does not have a name in braces exactly once."""
+    for question in (*questions.en, *questions.zh):
+        if question.count(name) != 1:
+            raise ValueError(f"{question!r} has {name} {question.count(name)} times; expected once")
+    return questions
 
 
 @section
@@ -231,10 +198,12 @@ class Columns:
     """What the sample is about."""
     split: str | None = None
     """The split that a record states for itself: train..., val... or test..."""
+    objects: str | None = None
+    """The boxes of a conversation: {bbox: [[x1, y1, x2, y2], ...], ref: [name, ...]}."""
 
 
 @section
-class TabularSource(SourceBase):
+class TabularSource(BoxedSource):
     """Keys of the sources that are tables."""
 
     columns: Columns = Columns()
@@ -311,6 +280,7 @@ Source = Annotated[
     | VqaV2Source
     | VqaMetadataSource
     | MessagesSource
+    | RefCocoSource
     | FlickrCaptionsSource
     | FolderSource
     | TableSource

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from answering.config import System
 from config_schema import section
-from dataset.source_config import Split
+from dataset.source_base import Split
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Corruption = Literal["blur", "noise", "dark", "occlusion", "jpeg"]

@@ -12,7 +12,7 @@ from answering.protocol import Request
 from dataset.loading.sample_store import ImageRow, SampleStore
 from dataset.remote_files import FilePath
 from dataset.sample import Sample
-from dataset.source_config import Split
+from dataset.source_base import Split
 from errors import UsageError
 from evaluation.scoring.question_categories import category
 
@@ -40,6 +40,11 @@ class Question:
     def short(self) -> bool:
         """Whether a short answer is expected; captions and descriptions have their own metrics."""
         return self.request.short
+
+    @property
+    def asks_for_box(self) -> bool:
+        """Whether the answer is a box."""
+        return self.request.task == "grounding"
 
     @property
     def category(self) -> str:

@@ -48,7 +48,7 @@ def token_runs(processor: SampleProcessor, encoded: EncodedSample) -> list[Token
 
 
 def describe_sample(store: SampleStore, sample: Sample, processor: SampleProcessor, seed: int, epoch: int, color: bool) -> Iterator[str]:
-    """Lines of text that describe a sample: images, sizes, tokens, targets and reference answers.
+    """Lines of text that describe a sample: images, sizes, boxes, tokens, targets and reference answers.
 
     Args:
         store: data set that contains the sample.
@@ -71,6 +71,9 @@ def describe_sample(store: SampleStore, sample: Sample, processor: SampleProcess
             shape = f"{len(pixels)} tiles of {shape}, the first of them the whole image"
         values = f"values {pixels.min():.2f} to {pixels.max():.2f}"
         yield f"image {image_id}: {row.path}, {row.width} x {row.height} -> {shape}, {values}"
+    for region in sample.regions:
+        where = "the messages" if region.turn < len(sample.messages) else "a target"
+        yield f"box {region.box.text()} of image {sample.image_ids[region.image]}, in {where}"
     target = sample.target(seed, epoch)
     encoded = processor.encode(sample.prompted_messages, target, len(sample.image_ids), sizes=sizes, task=sample.task)
     if encoded is None:

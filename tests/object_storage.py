@@ -11,7 +11,7 @@ import pytest
 
 from dataset.object_storage import find_container
 from dataset.remote_files import RemotePath
-from dataset.source_config import SourceBase
+from dataset.source_base import SourceBase
 
 S = TypeVar("S", bound=SourceBase)
 

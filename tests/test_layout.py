@@ -9,15 +9,16 @@ from pathlib import Path
 import pytest
 
 ANYWHERE = {"atomic_io", "config_schema", "cpu_cores", "errors", "file_lock", "hub_access", "process_group", "progress"}
+SAMPLES = {"dataset.sample", "dataset.bounding_box"}
 IMAGE_FILES = {"dataset.remote_files", "dataset.loading.image_io", "dataset.loading.image_formats", "dataset.loading.packed_images"}
 MAY_IMPORT = {
     "dataset": {"dataset"},
     "visual": {"visual"},
-    "model": {"model", "visual", "dataset.sample", "dataset.loading"},
-    "answering": {"answering", "model", "visual", "dataset.sample", "dataset.loading.encoded_sample", *IMAGE_FILES},
+    "model": {"model", "visual", *SAMPLES, "dataset.loading"},
+    "answering": {"answering", "model", "visual", *SAMPLES, "dataset.loading.encoded_sample", *IMAGE_FILES},
     "training": {"training", "model", "visual", "dataset", "answering"},
     "evaluation": {"evaluation", "answering", "dataset"},
-    "serving": {"serving", "answering", "visual", "dataset.sample", *IMAGE_FILES},
+    "serving": {"serving", "answering", "visual", *SAMPLES, *IMAGE_FILES},
     "benchmarks": {"benchmarks", "config", "answering", "dataset", "evaluation", "model", "serving", "training", "visual"},
 }
 HEAVY = {"torch", "transformers", "peft", "pyarrow", "datasets", "matplotlib", "numpy", "PIL"}

@@ -1,7 +1,8 @@
-"""Show a sample as the model sees it: token ids with their text, images, and supervised positions."""
+"""Show a sample as the model sees it: token ids with their text, images, boxes, and supervised positions."""
 
 import argparse
 import sys
+from pathlib import Path
 
 import cli
 import config as configuration
@@ -12,6 +13,8 @@ sample_group = parser.add_mutually_exclusive_group()
 sample_group.add_argument("--index", type=int, default=0, metavar="N", help="row in samples.parquet, from 0 (default: %(default)s)")
 sample_group.add_argument("--sample", metavar="ID", help="sample_id")
 parser.add_argument("--epoch", type=int, default=0, metavar="N", help="epoch for which the target is sampled (default: %(default)s)")
+
+parser.add_argument("--save", type=Path, metavar="DIR", help="write the images of the sample, with its boxes, to this folder")
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -28,8 +31,14 @@ def main(arguments: argparse.Namespace) -> None:
         raise UsageError(f"--index {index}: {config.data_folder} has the rows 0 to {len(store) - 1}")
     configuration.check_model_paths(config, *(f"model.{key}" for key in config.model.base_models))
     processor = family(config.model.family).processor(config.model)
-    for line in describe_sample(store, store.sample(index), processor, config.train.seed, arguments.epoch, sys.stdout.isatty()):
+    sample = store.sample(index)
+    for line in describe_sample(store, sample, processor, config.train.seed, arguments.epoch, sys.stdout.isatty()):
         print(line)
+    if arguments.save is not None:
+        from answering.rendering import save_boxes
+
+        for path in save_boxes([store.load_image(image_id) for image_id in sample.image_ids], sample.regions, arguments.save / str(index)):
+            print(f"written: {path}")
 
 
 if __name__ == "__main__":

@@ -18,13 +18,14 @@ def arguments() -> cli.Parser:
     parser.add_number("--validation", defaults.validation, "validation scenes")
     parser.add_number("--test", defaults.test, "test scenes")
     parser.add_number("--unseen", defaults.unseen, "test scenes with combinations of color and shape that never occur in training")
+    parser.add_argument("--regions", action="store_true", help="also write expressions for regions, in the layout of RefCOCO")
     parser.add_argument("--seed", type=int, default=defaults.seed, metavar="S", help="seed of the scenes (default: %(default)s)")
     return parser
 
 
 def main(parsed: argparse.Namespace) -> int:
     """Write the dataset, or report that it is up to date."""
-    counts = SceneCounts(parsed.seed, parsed.train, parsed.validation, parsed.test, parsed.unseen)
+    counts = SceneCounts(parsed.seed, parsed.train, parsed.validation, parsed.test, parsed.unseen, parsed.regions)
     was_written = write_scenes(parsed.out, counts)
     summary = f"{counts.train:,} training, {counts.validation:,} validation, {counts.test:,} test and {counts.unseen:,} unseen scenes"
     print(f"{parsed.out}: {summary}" if was_written else f"{parsed.out}: unchanged ({summary})")

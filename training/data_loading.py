@@ -17,7 +17,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from dataset.config import AugmentationConfig
-from dataset.loading.augmentation import augment
+from dataset.loading.augmentation import augment_conversation
 from dataset.loading.collators import Example, PackedCollator, PaddedCollator, UnreadableImage
 from dataset.loading.encoded_sample import EncodedSample, EncodingError
 from dataset.loading.image_io import ImageError, read_with_retries
@@ -81,15 +81,18 @@ def evenly_spaced(length: int, count: int) -> np.ndarray:
     return np.linspace(0, length - 1, min(count, length)).astype(np.int64)
 
 
-def measure_lengths(store: SampleStore, rows: np.ndarray, processor: SampleProcessor, title: str, max_questions: int = 1) -> SampleLengths:
+def measure_lengths(
+    store: SampleStore, rows: np.ndarray, processor: SampleProcessor, title: str, max_questions: int = 1, boxes_move: bool = False
+) -> SampleLengths:
     """Tokenise the samples in `rows` (int [samples]) once to measure them; samples without a supervised token are dropped.
 
-    title: of the progress bar; max_questions: at most this many short questions about one image are joined into one conversation.
+    title: of the progress bar; max_questions: at most this many short questions about one image are joined into one conversation;
+    boxes_move: whether augmentation may change boxes, so that there must be room for the text of any.
     """
     measured: list[tuple[MeasuredSample, int | None]] = []
     dropped: list[str] = []
     for row, sample in zip(rows.tolist(), track(store.samples(rows), title, len(rows), "samples"), strict=True):
-        sizes = image_sizes(store, sample, processor)
+        sizes, sample = image_sizes(store, sample, processor), sample.with_widest_boxes() if boxes_move else sample
         lengths, joinable = _lengths(sample, processor, sizes), max_questions > 1 and can_share_conversation(sample)
         if lengths is None:
             dropped.append(sample.sample_id)
@@ -141,11 +144,6 @@ def blank_example(sample: Sample, encoded: EncodedSample, sizes: Sequence[ImageS
     """A sample with blank images of these sizes and without supervised tokens, which adds nothing to any loss."""
     images = processor.blank_images(len(sample.image_ids), sizes)
     return Example(sample.sample_id, encoded.unsupervised(), processor.read(images))
-
-
-def augmented(images: Sequence[Image.Image], config: AugmentationConfig, key: str) -> list[Image.Image]:
-    """The images of a sample with random changes, which `key` decides."""
-    return [augment(image, config, f"{key}/{i}") for i, image in enumerate(images)]
 
 
 @dataclass(frozen=True)
@@ -225,12 +223,17 @@ class TrainingData(Dataset[Example]):
 
     def encode(self, index: int, epoch: int) -> tuple[Sample, EncodedSample]:
         """The first sample of a conversation, and the whole conversation with the targets of an epoch."""
-        samples = [self.store.sample(member.row) for member in shuffled_questions(self.lengths.conversations[index], self.seed, epoch)]
-        sample = samples[0]
-        encoded = encode_samples(samples, image_sizes(self.store, sample, self.processor), self.processor, self.seed, epoch)
+        samples = self._samples(index, epoch)
+        sample, encoded = samples[0], self._encode(samples, epoch)
         if encoded is None:
             raise EncodingError(f"sample {sample.sample_id}: nothing to supervise within {self.processor.max_length} tokens")
         return sample, encoded
+
+    def _samples(self, index: int, epoch: int) -> list[Sample]:
+        return [self.store.sample(member.row) for member in shuffled_questions(self.lengths.conversations[index], self.seed, epoch)]
+
+    def _encode(self, samples: Sequence[Sample], epoch: int) -> EncodedSample | None:
+        return encode_samples(samples, image_sizes(self.store, samples[0], self.processor), self.processor, self.seed, epoch)
 
     def _example(self, index: int, epoch: int) -> Example:
         """Raises _UnreadableSampleError when an image cannot be read."""
@@ -244,7 +247,9 @@ class TrainingData(Dataset[Example]):
         images = [self._load_image(image_id, sample.sample_id) for image_id in sample.image_ids]
         self._check_sizes(sample, images)
         if self.augmentation is not None:
-            images = augmented(images, self.augmentation, f"{self.seed}/{epoch}/{sample.sample_id}")
+            key, room = f"{self.seed}/{epoch}/{sample.sample_id}", num_tokens(self.lengths.conversations[index], self.seed, epoch)
+            samples, encode = self._samples(index, epoch), partial(self._encode, epoch=epoch)
+            images, encoded = augment_conversation(images, samples, self.augmentation, key, encode, encoded, room)
         return Example(sample.sample_id, encoded, self.processor.read(images))
 
     def _check_sizes(self, sample: Sample, images: Sequence[Image.Image]) -> None:

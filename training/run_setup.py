@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from atomic_io import write_text
 from cpu_cores import available_cores
 from dataset.config import DataConfig
+from dataset.loading.augmentation import moves_boxes
 from dataset.loading.multi_turn import balance_by_category
 from dataset.loading.recorded_prompts import conflicting_prompts, recorded_prompts
 from dataset.loading.sample_store import SampleStore
@@ -163,7 +164,8 @@ def setup_run(config: Experiment, machine: Machine | None = None, initial: Initi
 def _measured(config: Experiment, store: SampleStore, processor: SampleProcessor) -> SampleLengths:
     """The training samples with their lengths, balanced or mixed as the configuration says."""
     max_questions = config.train.max_questions_per_conversation
-    lengths = measure_lengths(store, store.indices("train"), processor, "measuring training samples", max_questions)
+    boxes_move = moves_boxes(config.data.augmentation)
+    lengths = measure_lengths(store, store.indices("train"), processor, "measuring training samples", max_questions, boxes_move)
     if config.data.balance == "category":
         lengths = _balanced(store, lengths)
     return dataclasses.replace(lengths, mix=_source_mix(config.data, store, lengths))

@@ -27,7 +27,7 @@ class MergeResult:
 
     Args:
         samples: One row per sample, in the order of the records: `row` in the record buffer, `source`, `split` (index into SPLITS),
-            `moved` (whether that is not the source's own split), `image_ids`.
+            `moved` (whether that is not the source's own split), `image_ids`, `regions` (boxes in the upright images, or null).
         images: One row per image id: `path`, `width`, `height` and `sha256` of the file that named its content first, `source` that named
             it, and `split` of its samples.
         near_duplicates: Pairs of image ids that look alike, int64 [p, 2].
@@ -42,7 +42,7 @@ def join(kept: pa.Table, checks: Sequence[ImageCheck], look_alike: np.ndarray, c
     """Number the images of the kept records by first occurrence, and assign splits.
 
     Args:
-        kept: The records (record_buffer.RECORDS_SCHEMA), with their `row` in the buffer.
+        kept: The records as `merge.drop_unusable` returns them.
         checks: Check result of each image file; records name the files by their indices.
         look_alike: Pairs of files that look alike, by index, int64 [p, 2].
         config: Fractions of the images by split, whether near duplicates stay together, and the seed.
@@ -74,6 +74,7 @@ def join(kept: pa.Table, checks: Sequence[ImageCheck], look_alike: np.ndarray, c
         "split": splits,
         "moved": (own_splits >= 0) & (own_splits != splits),
         "image_ids": pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(image_ids)),
+        "regions": kept["regions"],
     }
     return MergeResult(pa.table(samples), images.append_column("split", pa.array(splits).take(first_named)), near)
 

@@ -34,6 +34,7 @@ class ImageCheck:
         thumbnail: See `perceptual_hash.appearance`; empty when the image cannot be used.
         is_exact: Whether hash and thumbnail were made of all pixels (see `image_io.MeasuredImage`).
         pixels: Digest of size and pixels, upright RGB; empty where no other file looks the same, so that it need not be known.
+        orientation: EXIF orientation of the stored image, 1 to 8; 1 when unknown.
     """
 
     path: str
@@ -48,6 +49,7 @@ class ImageCheck:
     thumbnail: bytes = b""
     is_exact: bool = False
     pixels: str = ""
+    orientation: int = 1
 
     @property
     def content(self) -> str:
@@ -77,8 +79,8 @@ class ImageCheckCache:
             except (pa.ArrowInvalid, OSError) as error:
                 raise TesseraError(f"{file}: cannot be read ({' '.join(str(error).split())}); delete it") from error
             rows = zip(*(columns[name] for name in _SCHEMA.names), strict=True)
-            # Without a thumbnail: of an earlier version, which did not look for equal pixels.
-            self._entries = {row[0]: ImageCheck(*row) for row in rows if row[_SCHEMA.get_field_index("thumbnail")] is not None}
+            # Without a thumbnail or an orientation: of an earlier version, which did not look for equal pixels or needed no orientation.
+            self._entries = {row[0]: ImageCheck(*row) for row in rows if None not in row}
 
     def get(self, state: FileState) -> ImageCheck | None:
         """The result for a file in a state; None when it must be checked."""

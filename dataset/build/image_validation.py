@@ -226,7 +226,8 @@ def _check(job: _Job, max_pixels: int) -> ImageCheck:
         if error.reason == DropReason.MISSING_FILE:
             state = (path, -1, -1)  # rights change without a new version or time: tried again next time
         return ImageCheck(*state, sha256, *error.size, reason=str(error.reason), detail=str(error))
-    return ImageCheck(*state, sha256, *measured.size, "", "", *appearance(measured.preview), measured.is_exact)
+    look, orientation = appearance(measured.preview), measured.orientation
+    return ImageCheck(*state, sha256, *measured.size, "", "", *look, measured.is_exact, orientation=orientation)
 
 
 def _read_unfinished(path: str) -> bytes:

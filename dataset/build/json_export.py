@@ -17,7 +17,8 @@ def export_json(data: Path, folder: Path) -> None:
     image_map: [{image_id, path, width, height, sha256, source}].
     annotations: [{sample_id, image_ids, source, task, language, split, turns: [{question, answer}], targets, answers}];
     the answer of the last turn is the first target, and `<image>` placeholders keep their position. A sample with a system
-    turn also has the key `system`, one whose source has a prompt the key `prompt`.
+    turn also has the key `system`, one whose source has a prompt the key `prompt`, one that names boxes the key
+    `boxes`: [{image_id, bbox_2d}], in the order of the texts.
     """
     store = SampleStore(data)
     _write_list(folder / "image_map.json", ({**asdict(row), "path": str(row.path)} for row in store.images()))
@@ -26,6 +27,7 @@ def export_json(data: Path, folder: Path) -> None:
 
 def _annotation(sample: Sample) -> dict[str, Any]:
     turns = {role: [message.content for message in sample.messages if message.role == role] for role in get_args(Role)}
+    boxes = [{"image_id": sample.image_ids[region.image], "bbox_2d": list(map(round, region.box))} for region in sample.regions]
     pairs = zip(turns["user"], [*turns["assistant"], sample.targets[0]], strict=True)
     return {
         **{name: getattr(sample, name) for name in ("sample_id", "image_ids", "source", "task", "language", "split")},
@@ -34,6 +36,7 @@ def _annotation(sample: Sample) -> dict[str, Any]:
         "targets": sample.targets,
         "answers": sample.answers,
         **({"prompt": sample.prompt} if sample.prompt else {}),
+        **({"boxes": boxes} if boxes else {}),
     }
 
 

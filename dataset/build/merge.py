@@ -8,12 +8,13 @@ import hashlib
 import shutil
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +22,7 @@ import pyarrow.compute as pc
 
 from atomic_io import naming_full_disk, remove_leftovers, write_json
 from dataset import sources
+from dataset.bounding_box import RawBox
 from dataset.build.deduplication import join
 from dataset.build.fingerprint import file_states, matches_fingerprint, write_fingerprint
 from dataset.build.image_check_cache import ImageCheck
@@ -28,10 +30,10 @@ from dataset.build.image_packing import pack_images
 from dataset.build.image_shards import ImageShards
 from dataset.build.image_validation import ImageChecker
 from dataset.build.merge_report import DROPPED_FILE, DroppedRecords, MergeReport, SourceReport
-from dataset.build.parquet_tables import write_images, write_samples
+from dataset.build.parquet_tables import UPRIGHT_BOXES, write_images, write_samples
 from dataset.build.record_buffer import RecordBuffer
 from dataset.config import DataConfig
-from dataset.record_validation import DropReason
+from dataset.record_validation import DropReason, InvalidRecordError, upright_boxes
 from dataset.remote_files import FilePath, RemotePath, files_below
 from dataset.source_config import FolderSource, Source, source_names
 from dataset.sources.record import ParsedRecord, RecordLocation, RejectedRecord
@@ -206,8 +208,8 @@ def check_not_empty(kept: pa.Table, report: MergeReport, work: Path, folder: Pat
 
 
 def drop_unusable(records: pa.Table, image_checks: list[ImageCheck], dropped: DroppedRecords) -> pa.Table:
-    """The records with usable images only, with their `row` in the buffer. The others are dropped for the reason of their first unusable
-    image."""
+    """The records with usable images and boxes only, with their `row` in the buffer and, as `regions`, their boxes in the upright images.
+    The others are dropped for the reason of their first unusable image, or box."""
     unusable = np.array([bool(check.reason) for check in image_checks], dtype=bool)
     files = records["files"].combine_chunks()
     bad_rows = np.unique(pc.list_parent_indices(files).to_numpy()[unusable[files.flatten().to_numpy()]])
@@ -218,11 +220,42 @@ def drop_unusable(records: pa.Table, image_checks: list[ImageCheck], dropped: Dr
         dropped.drop(record["source"], location, DropReason(failed[0].reason), "; ".join(details))
     keep = np.ones(len(records), dtype=bool)
     keep[bad_rows] = False
+    regions = regions_of_records(records, keep, image_checks, dropped)
+    if "regions" in records.column_names:
+        records = records.drop_columns("regions")
+    records = records.append_column("regions", regions)
     if "row" not in records.column_names:
         records = records.append_column("row", pa.array(np.arange(len(records))))
     for source in dropped.report.sources:
         source.kept = source.read - sum(source.dropped.values())
     return records.filter(pa.array(keep))
+
+
+def regions_of_records(records: pa.Table, keep: np.ndarray, image_checks: Sequence[ImageCheck], dropped: DroppedRecords) -> pa.ChunkedArray:
+    """The regions of each record, null where it has no boxes. A record with a box that its image cannot have is dropped.
+
+    Args:
+        records: The records.
+        keep: Which of them are kept so far, bool [records]; changed here.
+        image_checks: Check of each image file. Boxes of those that were not decoded, as while streamed data are set aside, stay unchecked.
+        dropped: Lists those that are dropped.
+    """
+    regions: list[list[dict[str, Any]] | None] = [None] * len(records)
+    for row in np.flatnonzero(keep & pc.is_valid(records["boxes"]).to_numpy()).tolist():
+        record = records.slice(row, 1).to_pylist()[0]
+        checks = [image_checks[file] for file in record["files"]]
+        if not all(check.width for check in checks):
+            continue
+        boxes = [RawBox(**{**box, "corners": tuple(box["corners"])}) for box in record["boxes"]]
+        try:
+            upright = upright_boxes(boxes, [(check.width, check.height) for check in checks], [check.orientation for check in checks])
+        except InvalidRecordError as error:
+            location = RecordLocation(record["location_kind"], record["location_number"], record["location_file"])
+            dropped.drop(record["source"], location, error.reason, error.detail)
+            keep[row] = False
+            continue
+        regions[row] = [{"image": image, "box": list(box)} for image, box in upright]
+    return pa.chunked_array([pa.array(regions, UPRIGHT_BOXES)])
 
 
 def input_paths(config: DataConfig) -> list[str]:

@@ -18,7 +18,7 @@ from dataset.config import DataConfig
 from dataset.loading.source_mix import describe_shares, source_shares
 from dataset.record_validation import DropReason
 from dataset.remote_files import FilePath
-from dataset.source_config import Split
+from dataset.source_base import Split
 from dataset.sources.record import RecordLocation
 from errors import TesseraError
 

@@ -6,21 +6,26 @@ Shapes: n kept samples of a batch.
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from atomic_io import naming_full_disk
+from dataset.bounding_box import Box, fill
 from dataset.build.deduplication import MergeResult
 from dataset.build.merge_report import MergeReport
 from dataset.build.record_buffer import ROWS_PER_BATCH, RecordBuffer
 from dataset.build.splits import SPLITS
 from dataset.loading.sample_store import IMAGES_DIGEST_KEY
 from dataset.sample import IMAGES_SCHEMA, SAMPLES_SCHEMA, Language
-from dataset.source_config import SourceBase
+from dataset.source_base import SourceBase
+
+UPRIGHT_BOXES = pa.list_(pa.struct([("image", pa.int32()), ("box", pa.list_(pa.float64()))]))
+"""Boxes of a sample in its upright images, by the index of the image."""
 
 
 def write_images(file: Path, merged: MergeResult, names: Sequence[str]) -> str:
@@ -58,7 +63,7 @@ def write_samples(
             end = int(np.searchsorted(rows, row + batch.num_rows))
             for first in range(begin, end, rows_at_once):
                 part = slice(first, min(first + rows_at_once, end))
-                texts = pa.table(batch).take(pa.array(rows[part] - row))
+                texts = _with_boxes(pa.table(batch).take(pa.array(rows[part] - row)), merged.samples["regions"][part])
                 table = _repeated(texts, merged.samples[part], repeats[part], sources, names)
                 writer.write_table(table.cast(schema))
                 by_language.update(table["language"].to_pylist())
@@ -72,6 +77,31 @@ def write_samples(
     report.images, report.samples = len(merged.images), int(repeats.sum())
     report.by_split = dict(zip(SPLITS, np.bincount(splits, repeats, len(SPLITS)).astype(int).tolist(), strict=True))
     report.by_language = {language: by_language[language] for language in get_args(Language)}
+
+
+def _with_boxes(texts: pa.Table, regions: pa.ChunkedArray) -> pa.Table:
+    """The texts of some samples with their boxes in the places of the placeholders, and the column `regions`.
+
+    regions: list of UPRIGHT_BOXES, null where a sample has no boxes.
+    """
+    if regions.null_count == len(regions):
+        return texts.append_column("regions", pa.nulls(len(texts), SAMPLES_SCHEMA.field("regions").type))
+    rows = texts.to_pylist()
+    for row, boxes in zip(rows, regions.to_pylist(), strict=True):
+        row["regions"] = None
+        if boxes is not None:
+            _fill_boxes(row, [(box["image"], Box(*box["box"])) for box in boxes])
+    return pa.Table.from_pylist(rows, texts.schema.append(SAMPLES_SCHEMA.field("regions")))
+
+
+def _fill_boxes(row: dict[str, Any], boxes: Sequence[tuple[int, Box]]) -> None:
+    """Put the boxes of a sample into its texts, and add its regions."""
+    before = row["targets"]
+    filled, regions = fill([*(message["content"] for message in row["messages"]), *before], boxes)
+    row["messages"] = [{**message, "content": text} for message, text in zip(row["messages"], filled, strict=False)]
+    row["targets"] = filled[len(row["messages"]) :]
+    row["answers"] = row["targets"] if row["answers"] == before else row["answers"]
+    row["regions"] = [asdict(region) | {"box": list(region.box)} for region in regions]
 
 
 def _repeated(texts: pa.Table, samples: pa.Table, repeats: np.ndarray, sources: Sequence[SourceBase], names: Sequence[str]) -> pa.Table:

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Self
 
@@ -10,7 +11,7 @@ import pyarrow as pa
 from atomic_io import naming_full_disk
 from dataset.build.splits import SPLITS, text_digest
 from dataset.sample import SAMPLES_SCHEMA
-from dataset.source_config import Split
+from dataset.source_base import Split
 from dataset.sources.record import RawSample
 
 ROWS_PER_BATCH = 4096
@@ -24,6 +25,9 @@ TEXTS_SCHEMA = pa.schema(
 )
 """Columns of the temporary file; the merge adds source, split, image ids and prompt later."""
 
+BOX_TYPE = pa.struct([("image", pa.int32()), ("corners", pa.list_(pa.float64())), ("in_pixels", pa.bool_()), ("is_stored", pa.bool_())])
+"""A `dataset.bounding_box.RawBox`."""
+
 RECORDS_SCHEMA = pa.schema(
     [
         ("source", pa.int16()),  # index of the source
@@ -33,6 +37,7 @@ RECORDS_SCHEMA = pa.schema(
         ("location_number", pa.int64()),
         ("location_file", pa.dictionary(pa.int32(), pa.string())),
         ("text_digest", pa.string()),  # SHA-256 of the texts, of a record without images only
+        ("boxes", pa.list_(BOX_TYPE)),  # its boxes as the annotation file states them; null without any
     ]
 )
 """Columns that stay in memory."""
@@ -89,6 +94,7 @@ class RecordBuffer:
             sample.location.number,
             sample.location.file,
             None if files else text_digest(contents, sample.targets),
+            [asdict(box) for box in sample.boxes] or None,
         )
         texts = (
             self._unique_id(f"{source_name}/{sample.key}"),

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from dataset.config import SplitConfig
-from dataset.source_config import Split
+from dataset.source_base import Split
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 """In ascending priority: an image that one source tests on must not be trained on by another."""

@@ -91,11 +91,13 @@ class MeasuredImage:
         size: Upright width and height in pixels.
         preview: Upright RGB, reduced by 1, 2, 4 or 8 to sides of at least PREVIEW_SIDE.
         is_exact: Whether the preview was made of all pixels; that of a JPEG is rounded otherwise.
+        orientation: EXIF orientation of the stored image, 1 to 8.
     """
 
     size: tuple[int, int]
     preview: Image.Image
     is_exact: bool
+    orientation: int
 
 
 def detect_format(data: bytes) -> str | None:
@@ -127,10 +129,10 @@ def measure_image(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Measu
             image.load()
             # Most photographs need no conversion, which would copy them.
             is_upright_rgb = image.mode == "RGB" and orientation not in _EXIF_TRANSPOSE
-            return MeasuredImage((width, height), image if is_upright_rgb else to_rgb(image), is_exact=False)
+            return MeasuredImage((width, height), image if is_upright_rgb else to_rgb(image), is_exact=False, orientation=orientation)
         scale = min(width, height) // PREVIEW_SIDE
         factor = next((factor for factor in (8, 4, 2) if scale >= factor), 1)
-        return MeasuredImage((width, height), to_rgb(image).reduce(factor), is_exact=True)
+        return MeasuredImage((width, height), to_rgb(image).reduce(factor), is_exact=True, orientation=orientation)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

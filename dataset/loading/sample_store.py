@@ -12,10 +12,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
+from dataset.bounding_box import Box, Region
 from dataset.loading.image_io import MAX_PIXELS, open_image
 from dataset.remote_files import FilePath, parse_path
 from dataset.sample import IMAGES_SCHEMA, SAMPLES_SCHEMA, Message, Sample
-from dataset.source_config import Split
+from dataset.source_base import Split
 from errors import UsageError, command
 
 IMAGES_DIGEST_KEY = b"tessera.images"
@@ -23,7 +24,7 @@ IMAGES_DIGEST_KEY = b"tessera.images"
 
 _ROWS_DECODED_AT_ONCE = 1024
 
-OPTIONAL_COLUMNS = ("prompt", "category")
+OPTIONAL_COLUMNS = ("prompt", "category", "regions")
 """Columns that earlier merges did not write; their samples have none."""
 
 
@@ -139,7 +140,7 @@ def _table(path: Path, schema: pa.Schema) -> pa.Table:
         table = pa.concat_tables(groups) if groups else file.schema_arrow.empty_table()
     for name in OPTIONAL_COLUMNS:
         if name in schema.names and name not in table.schema.names:
-            table = table.add_column(schema.names.index(name), name, pa.nulls(len(table), pa.string()))
+            table = table.add_column(schema.names.index(name), name, pa.nulls(len(table), schema.field(name).type))
     if table.schema.names != schema.names:
         raise UsageError(
             f"{path}: expected the columns {schema.names}, found {table.schema.names}; run {command('tools/preprocess.py')} again"
@@ -160,4 +161,5 @@ def _image(row: dict[str, Any]) -> ImageRow:
 
 def _sample(row: dict[str, Any]) -> Sample:
     lists = {name: tuple(row[name]) for name in ("image_ids", "targets", "answers")}
-    return Sample(**{**row, **lists, "messages": tuple(Message(**message) for message in row["messages"])})
+    regions = tuple(Region(**{**region, "box": Box(*region["box"])}) for region in row["regions"] or ())
+    return Sample(**{**row, **lists, "messages": tuple(Message(**message) for message in row["messages"]), "regions": regions})

@@ -19,6 +19,7 @@ READERS = {
     "hub": "hub",
     "llava": "conversations",
     "messages": "conversations",
+    "refcoco": "referring_expressions",
     "table": "tables",
     "vqa_metadata": "visual_questions",
     "vqav2": "visual_questions",

@@ -7,7 +7,7 @@ Messages: JSONL, JSON or Parquet rows of {"messages": [{"role", "content"}], "im
 stand in the place of `messages`, `image` in the place of `images`. A content is a string with `<image>` placeholders, or a list of parts,
 each of which begins on a new line: {"type": "text", "text"}, {"type": "image"} for the next of the row's images, or a part that names
 its image itself, as in {"type": "image_url", "image_url": {"url"}}. An image is a file name, {"bytes", "path"} with the encoded image,
-or a data: URL. A row may state its own `split` and `category`.
+or a data: URL. A row may state its own `split` and `category`, and boxes in `objects` (see `record_boxes`).
 """
 
 import base64
@@ -19,7 +19,8 @@ from typing import Any, get_args
 from dataset.config import DataConfig
 from dataset.record_validation import DropReason, InvalidRecordError
 from dataset.sample import IMAGE_PLACEHOLDER, Role, join_parts
-from dataset.source_config import LlavaSource, MessagesSource, SourceBase, Split
+from dataset.source_base import BoxedSource, SourceBase, Split
+from dataset.source_config import LlavaSource, MessagesSource
 from dataset.sources.json_reader import read_array
 from dataset.sources.record import (
     ImageSource,
@@ -35,6 +36,7 @@ from dataset.sources.record import (
     require_list,
     require_object,
 )
+from dataset.sources.record_boxes import with_boxes
 from dataset.sources.rows import parquet_columns, read_rows
 from errors import TesseraError
 
@@ -43,7 +45,7 @@ ROLES: dict[str, Role] = {"user": "user", "assistant": "assistant", "system": "s
 """Role name in the file -> ours."""
 
 TURNS, IMAGES = ("messages", "conversations"), ("images", "image")
-COLUMNS = (*TURNS, *IMAGES, "split", "category")
+COLUMNS = (*TURNS, *IMAGES, "objects", "split", "category")
 """Columns that are read from a Parquet file."""
 
 
@@ -68,7 +70,7 @@ def messages(source: MessagesSource, _config: DataConfig) -> tuple[Records, Pars
         if split is not None and split not in get_args(Split):
             raise InvalidRecordError(DropReason.MISSING_FIELD, f"split is {str(split)[:100]!r}; expected train, validation or test")
         row_images = next((row[name] for name in IMAGES if row.get(name) is not None), None)
-        sample = chat_sample(source, location, entries, as_list(row_images))
+        sample = chat_sample(source, location, entries, as_list(row_images), row.get("objects"))
         return sample if split is None else dataclasses.replace(sample, split=split)
 
     [path] = source.annotation_files
@@ -77,7 +79,7 @@ def messages(source: MessagesSource, _config: DataConfig) -> tuple[Records, Pars
     return read_rows(path, COLUMNS), parse
 
 
-def chat_sample(source: SourceBase, location: RecordLocation, turns: Any, images: Sequence[Any]) -> RawSample:
+def chat_sample(source: BoxedSource, location: RecordLocation, turns: Any, images: Sequence[Any], objects: Any = None) -> RawSample:
     """A sample of a conversation in any of the forms above.
 
     Args:
@@ -85,13 +87,15 @@ def chat_sample(source: SourceBase, location: RecordLocation, turns: Any, images
         location: Position of the row.
         turns: Its list of turns.
         images: Its images, for placeholders that name none.
+        objects: Its boxes; None if it has none.
     """
     entries = require_list(turns, "messages")
     contents = [_content(entry) for entry in entries]
     in_order = _images_in_order(list(images), [parts for _, parts in contents])
     roles = [entry["from"] if entry.get("role") is None and "from" in entry else entry.get("role") for entry in entries]
     messages = [parse_turn(role, text, ROLES) for role, (text, _) in zip(roles, contents, strict=True)]
-    return conversation_sample(location, [row_image(source, image) for image in in_order], messages)
+    sample = conversation_sample(location, [row_image(source, image) for image in in_order], messages)
+    return with_boxes(source, sample, objects)
 
 
 def as_list(value: Any) -> list[Any]:

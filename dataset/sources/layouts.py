@@ -48,6 +48,7 @@ KNOWN_COLUMNS: dict[str, tuple[str, ...]] = {
     "id": ("id", "question_id", "questionId"),
     "category": ("category",),
     "split": ("split",),
+    "objects": ("objects",),
 }
 """Key of `Columns` -> names of its column in published data sets; the first that a table has is taken."""
 
@@ -183,7 +184,7 @@ def _row_parser(layout: Layout, source: TabularSource, config: DataConfig) -> Pa
 def _sample(location: RecordLocation, row: dict[str, Any], layout: Layout, source: TabularSource, config: DataConfig) -> RawSample:
     images = as_list(layout.value(row, "image"))
     if layout.name == "messages":
-        return chat_sample(source, location, layout.value(row, "messages"), images)
+        return chat_sample(source, location, layout.value(row, "messages"), images, layout.value(row, "objects"))
     files = [row_image(source, image) for image in images if image is not None]
     if layout.name == "texts":
         return _texts_sample(location, require_list(layout.value(row, "texts"), layout.columns["texts"]), files)

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dataset.bounding_box import RawBox
 from dataset.config import DataConfig
 from dataset.record_validation import DropReason, InvalidRecordError, encoding_hint
 from dataset.remote_files import FilePath, RemotePath, is_url, known_protocol, parse_path
 from dataset.sample import IMAGE_PLACEHOLDER, Language, Message, Role, Task, detect_language, hash_to_index, join_parts
-from dataset.source_config import SourceBase, Split
+from dataset.source_base import SourceBase, Split
 from dataset.sources.json_reader import NestedTooDeeply
 
 _WEB_ADDRESS = re.compile("(https?|ftp)://", re.IGNORECASE)
@@ -54,6 +55,8 @@ class RawSample:
         answers: Reference answers.
         split: Split stated in the file, if any.
         category: What the sample is about, if its record says so.
+        boxes: Boxes in the order of the `<bbox>` placeholders in the messages and then in the targets; without any, such a text is no
+            placeholder.
     """
 
     location: RecordLocation
@@ -65,11 +68,14 @@ class RawSample:
     answers: tuple[str, ...]
     split: Split | None = None
     category: str | None = None
+    boxes: tuple[RawBox, ...] = ()
 
     @property
     def language(self) -> Language:
         """Language of the sample (see `Sample`)."""
-        return detect_language(*(message.content for message in self.messages), *(() if self.task == "vqa" else self.targets))
+        return detect_language(
+            *(message.content for message in self.messages), *(() if self.task in ("vqa", "grounding") else self.targets)
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,12 +4,15 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from dataset.bounding_box import Region, fill
 from dataset.build.image_validation import read_image
 from dataset.build.splits import split_by_hash, text_digest
 from dataset.config import DataConfig
 from dataset.loading.image_io import ImageError, measure_image, printable_path
-from dataset.sample import Sample
-from dataset.source_config import Source, Split
+from dataset.record_validation import InvalidRecordError, upright_boxes
+from dataset.sample import Message, Sample
+from dataset.source_base import Split
+from dataset.source_config import Source
 from dataset.sources.record import ImageSource, RawSample, RejectedRecord
 
 HeldOut = Mapping[str, Split]
@@ -49,18 +52,29 @@ def check_sample(raw: RawSample, source: Source, name: str, config: DataConfig, 
     Raises:
         StorageError: Object storage cannot be used, so that nothing is known of its images.
     """
-    sizes, digests, errors = [], [], []
+    sizes, orientations, digests, errors = [], [], [], []
     for number, image in enumerate(raw.images):
         described = printable_path(image) if not isinstance(image, bytes) else f"image {number + 1} of {raw.location}"
         try:
             data = image if isinstance(image, bytes) else read_image(str(image), config.max_pixels)
             digests.append(hashlib.sha256(data).hexdigest())
-            sizes.append(measure_image(data, described, config.max_pixels).size)
+            measured = measure_image(data, described, config.max_pixels)
+            sizes.append(measured.size)
+            orientations.append(measured.orientation)
         except ImageError as error:
             errors.append(error)
     if errors:
         return RejectedRecord(raw.location, errors[0].reason, "; ".join(dict.fromkeys(map(str, errors))))
+    try:
+        boxes = upright_boxes(raw.boxes, sizes, orientations)
+    except InvalidRecordError as error:
+        return RejectedRecord(raw.location, error.reason, error.detail)
     keys = digests or [text_digest([message.content for message in raw.messages], raw.targets)]
+    messages, targets, regions = raw.messages, raw.targets, tuple[Region, ...]()
+    if boxes:
+        filled, found = fill([*(message.content for message in raw.messages), *raw.targets], boxes)
+        messages = tuple(Message(message.role, text) for message, text in zip(raw.messages, filled, strict=False))
+        targets, regions = tuple(filled[len(messages) :]), tuple(found)
     sample = Sample(
         sample_id=f"{name}/{raw.key}".replace("#", "_"),
         image_ids=tuple(range(len(raw.images))),
@@ -68,11 +82,12 @@ def check_sample(raw: RawSample, source: Source, name: str, config: DataConfig, 
         task=raw.task,
         language=raw.language,
         split=split_of(keys, source.fixed_split or raw.split, config, held_out),
-        messages=raw.messages,
-        targets=raw.targets,
-        answers=raw.answers,
+        messages=messages,
+        targets=targets,
+        answers=targets if raw.answers == raw.targets else raw.answers,
         prompt=source.prompt_in(raw.language, raw.task),
         category=raw.category,
+        regions=regions,
     )
     return CheckedSample(sample, raw.images, tuple(sizes))
 

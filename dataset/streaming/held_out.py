@@ -33,7 +33,8 @@ from dataset.build.record_buffer import RecordBuffer
 from dataset.build.splits import SPLITS
 from dataset.config import DataConfig
 from dataset.loading.sample_store import SampleStore
-from dataset.source_config import Split, source_names
+from dataset.source_base import Split
+from dataset.source_config import source_names
 from dataset.sources.record import RejectedRecord
 from dataset.streaming.checked_sample import HeldOut, split_of
 from errors import UsageError, command

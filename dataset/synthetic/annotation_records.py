@@ -1,15 +1,19 @@
-"""Annotations of one scene as records of the raw formats: VQA v2, LLaVA conversations, AI Challenger captions."""
+"""Annotations of one scene as records of the raw formats: VQA v2, LLaVA conversations, AI Challenger captions, RefCOCO expressions."""
 
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from dataset.sample import IMAGE_PLACEHOLDER, Language
+from dataset.synthetic import vocabulary
 from dataset.synthetic.question_phrasing import Question, sample_questions
+from dataset.synthetic.question_templates import THINGS
 from dataset.synthetic.reasoning_conversations import conversation
-from dataset.synthetic.scene import Scene
+from dataset.synthetic.scene import Scene, SceneSplit
 from dataset.synthetic.scene_descriptions import caption, description, short_caption
+from dataset.synthetic.scene_facts import unique_noun
+from dataset.synthetic.scene_renderer import PixelBox
 
 QUESTION_TYPES = (
     "how many",
@@ -27,6 +31,8 @@ ANNOTATORS = 10
 _SYNONYM_RATE, _WRONG_RATE = 0.12, 0.04
 _MIN_AGREEING = 6
 _ZH_CONVERSATIONS = 0.4
+_REGIONS = 2
+_REFCOCO_SPLITS: dict[SceneSplit, str] = {"train": "train", "validation": "val", "test": "testA", "unseen": "testB"}
 _FIRST_QUESTION: dict[Language, int] = {"en": 0, "zh": 500}
 """Question ids count up from a thousand times the image's id and this."""
 DETAIL_QUESTIONS: dict[Language, tuple[str, ...]] = {
@@ -123,6 +129,35 @@ def _llava(scene: Scene, turns: list[tuple[str, str]], file_name: str, image_fir
         "category": main_shape(scene),
         "conversations": [{"from": ("human", "gpt")[index % 2], "value": text} for index, text in enumerate(texts)],
     }
+
+
+def region_records(scene: Scene, boxes: Sequence[PixelBox], image_id: int) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Expressions for objects of a scene in the layout of RefCOCO, English and Chinese; yields entries of its refs file and of COCO's
+    instances file.
+
+    Args:
+        scene: the scene.
+        boxes: the box around each of its objects, in pixels.
+        image_id: its image's id.
+    """
+    rng = scene.rng("regions")
+    # In the split `unseen`, combinations that no other one has.
+    things = [(thing, box) for thing, box in zip(scene.things, boxes, strict=True) if scene.split != "unseen" or thing.held_out]
+    named = [(noun, box) for thing, box in rng.sample(things, len(things)) if (noun := unique_noun(scene, thing, rng)) is not None]
+    for number, (noun, (x1, y1, x2, y2)) in enumerate(named[:_REGIONS]):
+        annotation_id = image_id * 10 + number
+        # Chinese ids follow the English one.
+        for offset, language in enumerate(_FIRST_QUESTION):
+            text = vocabulary.noun_phrase(noun, language, rng.choice(THINGS[language]))
+            ref = {
+                "ref_id": annotation_id * 10 + offset,
+                "ann_id": annotation_id,
+                "image_id": image_id,
+                "split": _REFCOCO_SPLITS[scene.split],
+                "sentences": [{"sent_id": annotation_id * 10 + offset, "sent": f"the {text}" if language == "en" else text}],
+            }
+            box = [round(value, 2) for value in (x1, y1, x2 - x1, y2 - y1)]
+            yield ref, {"id": annotation_id, "image_id": image_id, "bbox": box}
 
 
 def caption_record(scene: Scene, file_name: str) -> dict[str, Any]:

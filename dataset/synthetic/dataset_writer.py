@@ -5,6 +5,8 @@ ai_challenger/<split>/<sha1>.jpg          images of the Chinese captions
 annotations/vqa_<split>_questions.json    English questions, with vqa_<split>_annotations.json; Chinese ones in vqa_zh_<split>_*.json;
                                           those of the split `unseen`, in both languages, in vqa_unseen_*.json
 annotations/reasoning_<split>.json, detail_<split>.json, captions_zh_<split>.json   none for `unseen`
+annotations/regions_<split>_refs.json     where asked for: expressions for regions of the images in coco/, English and Chinese, as RefCOCO
+                                          has them, with regions_<split>_instances.json
 scenes.json                               scene counts, seed and a hash of this package's code
 """
 
@@ -21,7 +23,7 @@ from cpu_cores import available_cores
 from dataset.sample import Language
 from dataset.synthetic import annotation_records
 from dataset.synthetic.scene import Scene, SceneSplit, generate_scene
-from dataset.synthetic.scene_renderer import render
+from dataset.synthetic.scene_renderer import SIZE, render, render_with_boxes
 from dataset.worker_pool import worker_pool
 from errors import UsageError
 from progress import Progress
@@ -42,13 +44,14 @@ RenderJob = tuple[Scene, str]
 
 @dataclass(frozen=True, slots=True)
 class SceneCounts:
-    """Number of scenes of each split, and the seed."""
+    """Number of scenes of each split, the seed, and whether expressions for regions are written too."""
 
     seed: int = 0
     train: int = 12_000
     validation: int = 300
     test: int = 360
     unseen: int = 100
+    regions: bool = False
 
 
 def write_scenes(folder: Path, counts: SceneCounts, processes: int | None = None) -> bool:
@@ -92,6 +95,8 @@ def _write_annotations(folder: Path, split: SceneSplit, counts: SceneCounts) -> 
     scenes = [generate_scene(counts.seed, split, index) for index in range(count)]
     named = [(scene, f"{_FIRST_ID[split] + index:012d}.jpg") for index, scene in enumerate(scenes)]
     _write_vqa(folder, split, scenes)
+    if counts.regions:
+        _write_regions(folder, split, named)
     yield from ((scene, f"coco/{split}/{name}") for scene, name in named)
     if split == "unseen":
         return
@@ -120,6 +125,20 @@ def _write_vqa(folder: Path, split: SceneSplit, scenes: list[Scene]) -> None:
         questions, annotations = zip(*records, strict=True)
         _write(folder, f"{name}_questions", {**head, "task_type": "Open-Ended", "questions": questions})
         _write(folder, f"{name}_annotations", {**head, "annotations": annotations})
+
+
+def _write_regions(folder: Path, split: SceneSplit, named: list[tuple[Scene, str]]) -> None:
+    """Write the expressions for regions of the scenes, whose image files are named, and the boxes of these."""
+    first = _FIRST_ID[split]
+    records = [
+        pair
+        for i, (scene, _) in enumerate(named)
+        for pair in annotation_records.region_records(scene, render_with_boxes(scene)[1], first + i)
+    ]
+    boxes = {box["id"]: box for _, box in records}
+    images = [{"id": first + i, "file_name": name, "width": SIZE, "height": SIZE} for i, (_, name) in enumerate(named)]
+    _write(folder, f"regions_{split}_refs", [ref for ref, _ in records])
+    _write(folder, f"regions_{split}_instances", {"images": images, "annotations": list(boxes.values())})
 
 
 def _write(folder: Path, name: str, value: Any) -> None:

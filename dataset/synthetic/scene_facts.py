@@ -99,7 +99,7 @@ def is_unique(scene: Scene, noun: Noun) -> bool:
     return len(matching(scene, noun)) == 1
 
 
-def _unique_noun(scene: Scene, thing: Thing, rng: random.Random) -> Noun | None:
+def unique_noun(scene: Scene, thing: Thing, rng: random.Random) -> Noun | None:
     """A noun that refers to this object alone, or None; half the time a shorter one (color or shape only) where that is unique."""
     full, short = Noun.of(thing), [Noun(color=thing.color), Noun(shape=thing.shape)]
     rng.shuffle(short)
@@ -142,7 +142,7 @@ def _asking(kind: str, category: Category, answer: Callable[[Thing], Value], *na
 
 def _place_of(scene: Scene, rng: random.Random) -> Fact | None:
     thing = _random_thing(scene, rng)
-    noun = _unique_noun(scene, thing, rng)
+    noun = unique_noun(scene, thing, rng)
     return Fact("place_of", "spatial", thing.cell, (noun,), about=(thing,)) if noun else None
 
 
@@ -172,7 +172,7 @@ def _read(scene: Scene, rng: random.Random) -> Fact | None:
     assert sign.digit is not None
     if rng.random() < 0.3:
         return Fact("read_at", "reading", sign.digit, cell=sign.cell, about=(sign,))
-    noun = _unique_noun(scene, sign, rng)
+    noun = unique_noun(scene, sign, rng)
     return Fact("read", "reading", sign.digit, (noun,), about=(sign,)) if noun and noun.shape else None
 
 

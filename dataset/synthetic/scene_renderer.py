@@ -23,6 +23,8 @@ _RGB = {
 _LIGHT = frozenset({"yellow", "orange", "white"})
 
 Point = tuple[float, float]
+PixelBox = tuple[float, float, float, float]
+"""Left, top, right and bottom in pixels."""
 
 _STROKES: tuple[tuple[Point, ...], ...] = (
     ((-0.5, -0.6), (-0.2, -1), (0.2, -1), (0.5, -0.6), (0.5, 0.6), (0.2, 1), (-0.2, 1), (-0.5, 0.6), (-0.5, -0.6)),
@@ -44,15 +46,20 @@ _STROKES: tuple[tuple[Point, ...], ...] = (
 
 def render(scene: Scene) -> Image.Image:
     """Render the image of a scene, RGB, 96 x 96 pixels. Deterministic: the same scene gives the same pixels."""
+    return render_with_boxes(scene)[0]
+
+
+def render_with_boxes(scene: Scene) -> tuple[Image.Image, list[PixelBox]]:
+    """The image of a scene, and the box around each of its things."""
     rng = scene.rng("drawing")
     canvas = _background(rng)
     canvas_draw = ImageDraw.Draw(canvas)
-    for thing in scene.things:
-        _render_thing(canvas_draw, thing, rng)
+    boxes = [_render_thing(canvas_draw, thing, rng) for thing in scene.things]
     pixels = np.asarray(canvas.reduce(_SCALE), dtype=np.int16)
     noise = np.frombuffer(rng.randbytes(pixels.size), dtype=np.uint8).reshape(pixels.shape).astype(np.int16) - 128
     noisy = pixels + (noise * rng.randint(2, 14) >> 7)
-    return Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
+    image = Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
+    return image, [(x1 / _SCALE, y1 / _SCALE, x2 / _SCALE, y2 / _SCALE) for x1, y1, x2, y2 in boxes]
 
 
 def _background(rng: random.Random) -> Image.Image:
@@ -69,7 +76,8 @@ def _background(rng: random.Random) -> Image.Image:
     return small.resize((SIZE * _SCALE, SIZE * _SCALE), resample)
 
 
-def _render_thing(canvas_draw: ImageDraw.ImageDraw, thing: Thing, rng: random.Random) -> None:
+def _render_thing(canvas_draw: ImageDraw.ImageDraw, thing: Thing, rng: random.Random) -> PixelBox:
+    """Draw a thing on the canvas; returns the box around it there."""
     radius = rng.uniform(9, 13.5) * _SCALE
     x = (thing.column + 0.5) * _CELL + rng.uniform(-2, 2) * _SCALE
     y = (thing.row + 0.5) * _CELL + rng.uniform(-2, 2) * _SCALE
@@ -83,8 +91,17 @@ def _render_thing(canvas_draw: ImageDraw.ImageDraw, thing: Thing, rng: random.Ra
             canvas_draw.ellipse(box, outline=fill, width=round(radius * rng.uniform(0.3, 0.42)))
         case "sign":
             _render_sign(canvas_draw, thing, center, radius, angle, fill)
+            return _around(_transform(_OUTLINES["plate"], center, radius, angle))
         case shape:
-            canvas_draw.polygon(_transform(_OUTLINES[shape], center, radius, angle), fill=fill)
+            outline = _transform(_OUTLINES[shape], center, radius, angle)
+            canvas_draw.polygon(outline, fill=fill)
+            return _around(outline)
+    return box
+
+
+def _around(points: list[Point]) -> PixelBox:
+    columns, rows = zip(*points, strict=True)
+    return min(columns), min(rows), max(columns), max(rows)
 
 
 def _render_sign(canvas_draw: ImageDraw.ImageDraw, thing: Thing, center: Point, radius: float, angle: float, fill: tuple[int, ...]) -> None:

@@ -11,7 +11,7 @@ from evaluation.comparison.compared_questions import ComparedQuestions, match_qu
 from evaluation.comparison.external_predictions import AnswerFile, Side, read_answer_file
 from evaluation.metrics.short_answers import BINARY_METRICS, METRICS, OFFICIAL_REFERENCES
 from evaluation.power_analysis import minimum_detectable_effect
-from evaluation.report.result_tables import DIFFERENCE_HEADINGS, align_columns, difference_cells, percent
+from evaluation.report.table_format import DIFFERENCE_HEADINGS, align_columns, difference_cells, percent
 from evaluation.statistics import McNemar, TestedDifference, clusters, compare, mcnemar, min_resamples, with_verdicts
 
 COMPARED_METRICS = ("vqa_accuracy", "vqa_accuracy_m4c", "exact")

@@ -5,8 +5,9 @@ from typing import TypeVar
 
 from answering.rerank.choose_answer import displayed_choice
 from evaluation.metrics.short_answers import PRIMARY_METRIC
+from evaluation.report.grounding_findings import box_headline, box_sentences
 from evaluation.report.report_notes import tuning_sentence
-from evaluation.report.result_tables import format_interval, percent
+from evaluation.report.table_format import format_interval, percent
 from evaluation.schema.summary_file import Comparison, Summary
 from evaluation.statistics import TestedDifference, Verdict
 
@@ -17,10 +18,10 @@ _OUTCOMES = ("shown to be better than", "equal on every question to", "shown to 
 
 
 def headline(summary: Summary) -> str:
-    """Summary of the report in one to three sentences; empty if there are no short questions."""
+    """Summary of the report in one to three sentences, of boxes if there are no short questions; empty without both."""
     scored = _displayed_accuracies(summary)
     if not scored:
-        return ""
+        return box_headline(summary)
     if summary.curve is not None:
         return _curve_sentence(summary, summary.curve)
     top = max(scored, key=lambda name: scored[name])
@@ -155,7 +156,8 @@ def _curve_sentence(summary: Summary, curve: dict[str, int]) -> str:
 
 
 def sentences(summary: Summary) -> list[str]:
-    """One sentence per difference that is shown, and per pair without any; then the number of differences that are not shown."""
+    """One sentence per difference that is shown, and per pair without any; then the number of differences that are not shown;
+    the same of boxes."""
     lines = []
     equal = [row for row in summary.comparisons if row.differing_questions == 0]
     shown = [row for row in summary.comparisons if row.verdict != "not shown"]
@@ -171,7 +173,9 @@ def sentences(summary: Summary) -> list[str]:
     if inconclusive:
         what = "No difference is" if not lines else f"{inconclusive} other difference{'s are' if inconclusive > 1 else ' is'} not"
         lines.append(f"{what} shown: with this many questions, chance alone could explain {'them' if inconclusive > 1 else 'it'}.")
-    return lines
+    if summary.systems and _displayed_accuracies(summary) and (boxes := box_headline(summary)):
+        lines.append(boxes)
+    return lines + box_sentences(summary)
 
 
 def _join_names(names: list[str]) -> str:

@@ -1,16 +1,15 @@
 """Tables made from summary.json, for the terminal, report.md and report.html."""
 
-import unicodedata
-from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import Any
 
 from answering.rerank.candidate_scores import CORRECTED_SUFFIX
 from answering.rerank.choose_answer import displayed_choice
 from evaluation.metrics.short_answers import GAMEABLE_METRICS
+from evaluation.report.grounding_tables import box_comparison_table, box_table
+from evaluation.report.table_format import DIFFERENCE_HEADINGS, Row, Table, difference_cells, format_interval, percent, points
 from evaluation.schema.answer_figures import ChoiceFigures
 from evaluation.schema.summary_file import Summary
-from evaluation.statistics import TestedDifference
 
 CHOICE_DESCRIPTIONS = {
     "first": "the first candidate: the system's most likely one",
@@ -41,8 +40,6 @@ GAMEABLE_TITLE = (
 )
 """Heading of the table of GAMEABLE_METRICS, which stand apart from the others."""
 
-DIFFERENCE_HEADINGS = ("a - b (points)", "95 % interval", "p", "p (Holm)")
-"""Headings of `difference_cells`."""
 COVERAGES = (0.5, 0.8)
 """Coverages, fractions of the most confident answers, at which the accuracy is reported."""
 _CAN_CHANGE = {
@@ -53,10 +50,6 @@ _CAN_CHANGE = {
     "rerank_can_change": "% whose score reranking can change",
     "rerank_can_rise": "% whose score reranking can raise",
 }
-
-Row = Sequence[str]
-Table = tuple[Row, list[Row]]
-"""Header and rows."""
 
 
 def all_tables(summary: Summary) -> dict[str, Table]:
@@ -72,6 +65,8 @@ def all_tables(summary: Summary) -> dict[str, Table]:
         "Calibration of the confidence": confidence_table(summary),
         "Calibration of the confidence by kind of question": confidence_by_kind_table(summary),
         "Reranking on the validation split": validation_table(summary),
+        "Boxes": box_table(summary),
+        "Comparisons of boxes": box_comparison_table(summary),
         "Captions and descriptions": caption_table(summary),
         "Unanswerable questions": unanswerable_table(summary),
         "Sensitivity to the answer format": format_table(summary),
@@ -89,20 +84,6 @@ def choice_description(choice: str) -> str:
     return f"the candidate that {scorer} scores highest on the image" + (
         "" if scorer == choice else ", minus its mean score on background images"
     )
-
-
-def align_columns(header: Row, rows: Iterable[Row]) -> str:
-    """A table with aligned columns; a wide (Chinese) character takes two columns."""
-    lines = [header, *rows]
-    widths = [max(_width(line[i]) for line in lines) for i in range(len(header))]
-    rendered = ["  ".join(cell + " " * (width - _width(cell)) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-    return "\n".join([rendered[0], "-" * max(map(_width, rendered)), *rendered[1:]])
-
-
-def markdown(header: Row, rows: Iterable[Row]) -> str:
-    """A Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def can_change_table(summary: Summary) -> Table:
@@ -201,12 +182,6 @@ def comparison_table(summary: Summary) -> Table:
         )
         for row in summary.comparisons
     ]
-
-
-def difference_cells(row: TestedDifference) -> Row:
-    """Difference and interval in points, p-value, and adjusted p-value."""
-    low, high = row.ci95
-    return points(row.difference), f"{points(low)} .. {points(high)}", f"{row.p_value:.4f}", f"{row.p_holm:.4f}"
 
 
 def confidence_table(summary: Summary) -> Table:
@@ -319,23 +294,3 @@ def threshold_table(summary: Summary) -> Table:
     return ("measured", "VQA accuracy", "threshold", "met"), [
         (row.what, percent(row.value), f"{row.kind} {percent(row.limit)}", "yes" if row.met else "NO") for row in summary.thresholds or []
     ]
-
-
-def percent(value: float) -> str:
-    """A fraction in percent."""
-    return f"{100 * value:.1f}"
-
-
-def points(difference: float) -> str:
-    """A difference of fractions in percentage points, with its sign."""
-    return f"{100 * difference:+.1f}"
-
-
-def format_interval(interval: Sequence[float]) -> str:
-    """An interval of fractions in percent."""
-    return f"{100 * interval[0]:.1f} .. {100 * interval[1]:.1f}"
-
-
-def _width(text: str) -> int:
-    """Width of a text in terminal columns."""
-    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)

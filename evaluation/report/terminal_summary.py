@@ -7,8 +7,11 @@ from pathlib import Path
 
 from answering.rerank.choose_answer import displayed_choice
 from evaluation.report.findings import headline
+from evaluation.report.grounding_findings import box_headline
+from evaluation.report.grounding_tables import box_table
 from evaluation.report.report_notes import CURVE_REMARK, failure_count, missing_font, remarks
-from evaluation.report.result_tables import GAMEABLE_TITLE, TERMS, Row, align_columns, all_tables, caption_table, format_interval, percent
+from evaluation.report.result_tables import GAMEABLE_TITLE, TERMS, all_tables, caption_table
+from evaluation.report.table_format import Row, align_columns, format_interval, percent
 from evaluation.schema.answer_figures import ChoiceFigures
 from evaluation.schema.summary_file import Summary
 
@@ -28,6 +31,7 @@ def terminal_summary(summary: Summary, report: Path) -> str:
         parts += [*align_columns(header, rows[:MOST_ROWS]).splitlines()]
         parts += [f"{more} more rows: {report.with_name('report.md')}"] if more > 0 else []
         parts.append("")
+    parts += _wrapped(box_headline(summary) if any(results.choices for results in summary.systems.values()) else "", MOST_NOTE_LINES)
     failed = sum(results.errors for results in summary.systems.values())
     parts += [failure_count(failed)] if failed else []
     missed = [threshold.what for threshold in (summary.thresholds or []) if not threshold.met]
@@ -49,7 +53,8 @@ def render_tables(summary: Summary) -> str:
 
 
 def _table(summary: Summary) -> tuple[Row, list[Row]]:
-    """Header and rows: the first and the displayed choice of each system, groups of seeds and controls; captions if no short questions."""
+    """Header and rows: the first and the displayed choice of each system, groups of seeds and controls; boxes, or else captions, where no
+    question is short."""
     header = ("system", "answer", "questions", "VQA accuracy", "95 % interval", "M4C")
     rows: list[Row] = []
     for name, results in summary.systems.items():
@@ -59,6 +64,10 @@ def _table(summary: Summary) -> tuple[Row, list[Row]]:
     rows += [_row(name, "control", measures) for name, measures in (summary.controls or {}).items()]
     if rows:
         return header, rows
+    boxes, box_rows = box_table(summary)
+    if box_rows:
+        kept = [boxes.index(column) for column in ("system", "choice", "boxes", "questions", "Acc@0.5", "mean IoU", "without a box")]
+        return tuple(boxes[i] for i in kept), [tuple(_clipped(row[i]) for i in kept) for row in box_rows]
     captions, caption_rows = caption_table(summary)
     kept = [captions.index(column) for column in ("system", "choice", "captions", "texts", "BLEU-4", "ROUGE-L", "CIDEr-D")]
     return tuple(captions[i] for i in kept), [tuple(_clipped(row[i]) for i in kept) for row in caption_rows]

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
@@ -25,7 +25,8 @@ from evaluation.run.evaluation_setup import Experiment, first_checkpoint
 from evaluation.run.question_runner import NamedScorer, SystemRun
 from evaluation.run.system_runner import EvaluationRun
 from evaluation.schema.summary_file import DatasetFigures, RobustnessFigures, Summary, SystemFigures, to_json
-from evaluation.scoring.answer_scores import References, caption_scores, format_sensitivity, score, score_lines
+from evaluation.scoring.answer_scores import References, Scores, caption_scores, format_sensitivity, score, score_lines
+from evaluation.scoring.box_scores import per_sample_scores, score_boxes, summarise_boxes
 from evaluation.scoring.confidence_metrics import confidence_metrics
 from evaluation.scoring.rerank_metrics import count_changed, fused_calibration, improvable_fractions, rerank_metrics
 from evaluation.scoring.summary import SystemResult, metric_summary, summarise
@@ -66,6 +67,7 @@ def score_evaluation(experiment: Experiment, evaluation_run: EvaluationRun) -> E
         _save_plans(experiment, evaluation_run, rerank_plans, scorers)
 
     control_system = first_checkpoint(settings)
+    control_of = None if control_system is None else control_system.name
     short = [question for question in questions if question.short]
     abstain_below = experiment.rerank.abstain_below
     results = {
@@ -75,18 +77,17 @@ def score_evaluation(experiment: Experiment, evaluation_run: EvaluationRun) -> E
         dataset=_dataset(experiment, questions, known),
         questions=short,
         systems=results,
-        controls={
-            name: (system_run.questions, score(system_run.predictions, known).scores["first"])
-            for name, system_run in evaluation_run.controls.items()
-        },
-        control_of=None if control_system is None else control_system.name,
+        controls=_short_controls(evaluation_run),
+        control_of=control_of,
         rerank=rerank_metrics(experiment.rerank, rerank_plans, scorers) if scorers or experiment.rerank.self_evaluation else None,
         settings=settings,
     )
-    evaluation_result = EvaluationResult(summary, short, known, results)
+    boxes = {name: score_boxes(own.questions, own.predictions, known) for name, own in evaluation_run.controls.items()}
+    grounding = summarise_boxes({name: result.boxes for name, result in results.items()}, boxes, control_of, settings)
+    evaluation_result = EvaluationResult(replace(summary, grounding=grounding), short, known, results)
     write_json(experiment.out / "summary.json", evaluation_result.record())
     for name, result in results.items():
-        lines = score_lines(questions, result.short, result.captions)
+        lines = score_lines(questions, result.short, {**result.captions.per_sample, **per_sample_scores(result.boxes)})
         write_text(experiment.out / "scores" / f"{name}.jsonl", "".join(line + "\n" for line in lines))
     return evaluation_result
 
@@ -104,6 +105,7 @@ def _result(system: System, evaluation_run: EvaluationRun, plan: RerankPlan, abs
     # Of the first scorer that supports a language.
     cosines = {language: scorer.scorer.cosine_batch for scorer in reversed(evaluation_run.scorers) for language in scorer.languages}
     captions = caption_scores(system_run.questions, system_run.predictions, known, cosines)
+    boxes = score_boxes(system_run.questions, system_run.predictions, known)
     figures = SystemFigures(
         kind=system.kind,
         model=system_run.predictions[0].model,
@@ -115,6 +117,7 @@ def _result(system: System, evaluation_run: EvaluationRun, plan: RerankPlan, abs
         distinct_candidates=fmean(len(prediction.candidates) for prediction in system_run.predictions),
         choices={choice: metric_summary(scores, questions) for choice, scores in short.scores.items()},
         captions=captions.figures or None,
+        grounding=None if boxes is None else boxes.figures,
         unanswerable=unanswerable_metrics(short.predictions, known),
         format_sensitivity=format_sensitivity(short, known) or None,
         changed=count_changed(short) if reranked else None,
@@ -122,7 +125,18 @@ def _result(system: System, evaluation_run: EvaluationRun, plan: RerankPlan, abs
         can_change=improvable_fractions(short, known, skipped) if questions else None,
         confidence=confidence_metrics(questions, short, abstain_below) if has_confidence else None,
     )
-    return SystemResult(figures, short, captions, _robustness(system_run, evaluation_run.corrupted.get(system.name, {}), known))
+    return SystemResult(figures, short, captions, boxes, _robustness(system_run, evaluation_run.corrupted.get(system.name, {}), known))
+
+
+def _short_controls(evaluation_run: EvaluationRun) -> dict[str, tuple[list[Question], Scores]]:
+    """The questions with short answers of each control run, and the scores of its first candidates."""
+    controls = {}
+    for name, system_run in evaluation_run.controls.items():
+        pairs = [(q, p) for q, p in zip(system_run.questions, system_run.predictions, strict=True) if q.short]
+        if pairs:
+            scores = score([prediction for _, prediction in pairs], evaluation_run.references).scores["first"]
+            controls[name] = [question for question, _ in pairs], scores
+    return controls
 
 
 def _mean_visual_tokens(predictions: Sequence[Prediction]) -> float | None:

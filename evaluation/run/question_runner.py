@@ -263,11 +263,12 @@ class _ChunkScorers:
 
 
 def _question_candidates(prediction: Prediction, question: Question, already_scored: bool) -> QuestionCandidates:
-    """Input of the scorers: a short answer goes with its question, a caption stands alone."""
+    """Input of the scorers: a short answer goes with its question, a caption stands alone. Boxes are no text that an image may fit."""
     request = question.request
     texts = () if already_scored else tuple(candidate.text for candidate in prediction.candidates)
     asked = question.text if question.short else ""
-    return QuestionCandidates(asked, request.language, request.images if prediction.candidates else (), texts, question.images)
+    images = request.images if prediction.candidates and not question.asks_for_box else ()
+    return QuestionCandidates(asked, request.language, images, texts, question.images)
 
 
 def _without_unreadable(answered: list[Prediction], asked: list[QuestionCandidates]) -> tuple[list[Prediction], list[QuestionCandidates]]:

@@ -110,8 +110,9 @@ def run_all_systems(
     # Only first candidates of control runs are evaluated, so no scorer runs.
     answer_control = partial(_answer_questions, experiment, QuestionRunner((), False, group))
     short = [question for question in questions if question.short]
-    if settings.controls and not short:
-        raise UsageError(f"eval.controls: control runs need questions with short answers; the split '{settings.split}' has none")
+    controlled = [question for question in questions if question.short or question.asks_for_box]
+    if settings.controls and not controlled:
+        raise UsageError(f"eval.controls: control runs need questions with short answers or boxes; the split '{settings.split}' has none")
     if settings.corruptions and not corruption_questions(short, settings):
         raise UsageError(f"eval.corruptions: corruptions need short questions with images; the split '{settings.split}' has none")
     control_system = first_checkpoint(settings)
@@ -123,7 +124,7 @@ def run_all_systems(
         if tuning_questions:
             evaluation_run.validation[name] = answer(answerer, tuning_questions, tuning_references, f"validation/{name}")
         if system is control_system and "shuffled_images" in settings.controls:
-            shuffled = with_shuffled_images(short, settings.seed)
+            shuffled = with_shuffled_images(controlled, settings.seed)
             evaluation_run.controls["shuffled_images"] = answer_control(answerer, shuffled, reference_answers, "controls/shuffled_images")
         for kind, strength in corruption_conditions(settings):
             with with_corrupted_images(corruption_questions(short, settings), (kind, strength)) as corrupted_questions:
@@ -132,7 +133,7 @@ def run_all_systems(
         del answerer
         _free_memory()
     if control_system is not None and "untuned" in settings.controls:
-        evaluation_run.controls["untuned"] = answer_control(load_untuned(control_system), short, reference_answers, "controls/untuned")
+        evaluation_run.controls["untuned"] = answer_control(load_untuned(control_system), controlled, reference_answers, "controls/untuned")
         _free_memory()
     return evaluation_run
 

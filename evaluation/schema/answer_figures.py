@@ -56,6 +56,34 @@ class CaptionFigures:
 
 
 @dataclass(frozen=True)
+class GroundingPart:
+    """Answers that are boxes, on a part of the questions."""
+
+    questions: int
+    acc_50: float
+    mean_iou: float
+
+
+@dataclass(frozen=True)
+class GroundingFigures:
+    """Answers of one choice to questions for boxes.
+
+    clusters: groups of questions that share no image with each other. acc_50: share of the boxes whose intersection over union with the
+    reference is at least .5. mean_iou: mean intersection over union. malformed: number of answers that name no box.
+    """
+
+    questions: int
+    clusters: int
+    acc_50: float
+    acc_50_ci95: Interval
+    mean_iou: float
+    mean_iou_ci95: Interval
+    malformed: int
+    by_language: dict[str, GroundingPart]
+    by_source: dict[str, GroundingPart]
+
+
+@dataclass(frozen=True)
 class UnanswerableFigures:
     """Detection of unanswerable questions. questions: how many there are."""
 

@@ -19,6 +19,7 @@ from evaluation.schema.answer_figures import (
     ChangedAnswers,
     ChoiceFigures,
     ConfidenceFigures,
+    GroundingFigures,
     Reliability,
     UnanswerableFigures,
 )
@@ -45,6 +46,7 @@ class SystemFigures:
     """One system.
 
     decoding: of the short answers. distinct_candidates, visual_tokens: mean numbers per question. choices: empty without short questions.
+    grounding: choice -> figures of answers that are boxes.
     without_cuda_graphs: why decoding ran without them. captions: choice -> task, language and tokenisation -> figures.
     format_sensitivity: choice -> format -> metric, when only the format of the answers changes. fused_calibration: of the fused score of
     the reranked answers.
@@ -66,6 +68,7 @@ class SystemFigures:
     fused_calibration: Reliability | None = None
     can_change: CanChange | None = None
     confidence: ConfidenceFigures | None = None
+    grounding: dict[str, GroundingFigures] | None = None
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,31 @@ class Comparison(TestedDifference):
     vqa_accuracy_m4c: TestedDifference
     minimum_detectable_effect: float | None = None
     mcnemar: McNemarFigures | None = None
+
+
+@dataclass(frozen=True)
+class GroundingComparison(TestedDifference):
+    """Two sides compared in answers that are boxes, in acc_50.
+
+    differing_questions: those with different scores. mean_iou: the same comparison in the intersection over union.
+    minimum_detectable_effect: as in `Comparison`.
+    """
+
+    a: str
+    b: str
+    metric: str
+    differing_questions: int
+    mean_iou: TestedDifference
+    minimum_detectable_effect: float | None = None
+
+
+@dataclass(frozen=True)
+class GroundingSummary:
+    """Answers that are boxes, over all systems. controls: control run of `controlled_system` -> figures of its first candidates."""
+
+    comparisons: list[GroundingComparison]
+    controls: dict[str, GroundingFigures] | None = None
+    controlled_system: str | None = None
 
 
 @dataclass(frozen=True)
@@ -227,6 +255,7 @@ class Summary:
     controlled_system: str | None = None
     thresholds: list[ThresholdFigures] | None = None
     rerank: RerankFigures | None = None
+    grounding: GroundingSummary | None = None
 
 
 def to_json(value: Any) -> Any:

@@ -133,7 +133,7 @@ def caption_scores(
     references: References,
     cosines: Mapping[Language, CosineFunction] = MappingProxyType({}),
 ) -> CaptionResult:
-    """Caption metrics by choice and by task and language ("caption en"), over the questions without short answers.
+    """Caption metrics by choice and by task and language ("caption en"), over the questions without short answers and without boxes.
 
     A language with several tokenisations has an entry for each ("caption zh", "caption zh jieba"). A failed question counts as an
     empty text.
@@ -145,7 +145,7 @@ def caption_scores(
         cosines: by language, the cosine function for CLIPScore; other languages have no CLIPScore
     """
     result = CaptionResult({}, {})
-    for task, language in dict.fromkeys((q.request.task, q.request.language) for q in questions if not q.short):
+    for task, language in dict.fromkeys((q.request.task, q.request.language) for q in questions if not (q.short or q.asks_for_box)):
         rows = [(q, p) for q, p in zip(questions, predictions, strict=True) if (q.request.task, q.request.language) == (task, language)]
         for name in sort_choices(name for name in rows[0][1].choices or {} if all(name in (p.choices or {}) for _, p in rows)):
             if name not in BOUND_CHOICES:
@@ -183,8 +183,11 @@ def _add_clip_scores(result: CaptionResult, kind: str, choice: str, rows: Rows, 
         result.per_sample[question.sample_id][choice]["clip_score"] = float(value)
 
 
-def score_lines(questions: Sequence[Question], short: AnswerScores, caption_result: CaptionResult) -> list[str]:
-    """Lines of scores/<system>.jsonl: one JSON object per question, with every metric of every choice at full precision."""
+def score_lines(questions: Sequence[Question], short: AnswerScores, others: Mapping[str, dict[str, dict[str, float]]]) -> list[str]:
+    """Lines of scores/<system>.jsonl: one JSON object per question, with every metric of every choice at full precision.
+
+    others: sample id -> choice -> metric -> score, of the questions without short answers.
+    """
     lines = []
     index = {prediction.sample_id: i for i, prediction in enumerate(short.predictions)}
     for question in questions:
@@ -192,6 +195,6 @@ def score_lines(questions: Sequence[Question], short: AnswerScores, caption_resu
             i = index[question.sample_id]
             scores = {choice: {name: float(values[i]) for name, values in table.items()} for choice, table in short.scores.items()}
         else:
-            scores = caption_result.per_sample[question.sample_id]
+            scores = others[question.sample_id]
         lines.append(json.dumps({"sample_id": question.sample_id, "category": question.category, "scores": scores}, ensure_ascii=False))
     return lines

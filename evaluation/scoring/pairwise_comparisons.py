@@ -99,35 +99,50 @@ def _pairs_of_systems(units: Mapping[str, Mapping[str, Scores]], questions: Sequ
     return pairs
 
 
+@dataclass(frozen=True, slots=True)
+class PairedDifferences:
+    """What `paired_differences` finds of each pair: by metric the difference, by the first metric the number of questions with different
+    scores and the smallest difference that could be shown."""
+
+    by_metric: dict[str, list[Difference]]
+    differing: list[int]
+    effects: list[float | None]
+
+
+def paired_differences(pairs: Sequence[ScorePair], metrics: Sequence[str], settings: EvalConfig) -> PairedDifferences:
+    """The differences of each pair in some metrics, of which the first decides, with intervals and unadjusted p-values."""
+    resamples = min_resamples(settings.resamples, len(pairs))
+    found = PairedDifferences({metric: [] for metric in metrics}, [], [])
+    for pair in pairs:
+        groups = clusters([question.image_ids for question in pair.questions])
+        a, b = (np.stack([scores[metric] for metric in metrics], axis=1) for scores in (pair.scores_a, pair.scores_b))
+        for metric, difference in zip(metrics, compare(a, b, groups, resamples, settings.seed), strict=True):
+            found.by_metric[metric].append(difference)
+        found.effects.append(minimum_detectable_effect(a[:, 0] - b[:, 0], groups, len(pairs)))
+        found.differing.append(int((a[:, 0] != b[:, 0]).sum()))
+    return found
+
+
 def comparisons(pairs: Sequence[ScorePair], settings: EvalConfig) -> list[Comparison]:
     """One comparison per pair.
 
     p-values are Holm-adjusted over all pairs, with corrections of their own for M4C and for McNemar's test of exact matches, which only
     pairs with 0/1 scores have.
     """
-    resamples = min_resamples(settings.resamples, len(pairs))
-    by_metric: dict[str, list[Difference]] = {metric: [] for metric in TESTED_METRICS}
-    effects, differing = [], []
-    for pair in pairs:
-        groups = clusters([question.image_ids for question in pair.questions])
-        a, b = (np.stack([scores[metric] for metric in TESTED_METRICS], axis=1) for scores in (pair.scores_a, pair.scores_b))
-        for metric, difference in zip(TESTED_METRICS, compare(a, b, groups, resamples, settings.seed), strict=True):
-            by_metric[metric].append(difference)
-        effects.append(minimum_detectable_effect(a[:, 0] - b[:, 0], groups, len(pairs)))
-        differing.append(int((a[:, 0] != b[:, 0]).sum()))
+    found = paired_differences(pairs, TESTED_METRICS, settings)
     tests = {i: mcnemar(pair.scores_a[BINARY_METRIC], pair.scores_b[BINARY_METRIC]) for i, pair in enumerate(pairs) if _binary(pair)}
     adjusted = dict(zip(tests, holm([test.p_value for test in tests.values()]), strict=True))
     exact = {i: McNemarFigures(**asdict(test), metric=BINARY_METRIC, p_holm=adjusted[i]) for i, test in tests.items()}
-    tested = zip(*(with_verdicts(by_metric[metric]) for metric in TESTED_METRICS), strict=True)
+    tested = zip(*(with_verdicts(found.by_metric[metric]) for metric in TESTED_METRICS), strict=True)
     return [
         Comparison(
             **vars(figures),
             a=pairs[i].a,
             b=pairs[i].b,
             metric=PRIMARY_METRIC,
-            differing_questions=differing[i],
+            differing_questions=found.differing[i],
             vqa_accuracy_m4c=normalised,
-            minimum_detectable_effect=effects[i],
+            minimum_detectable_effect=found.effects[i],
             mcnemar=exact.get(i),
         )
         for i, (figures, normalised) in enumerate(tested)

@@ -22,17 +22,20 @@ from evaluation.schema.summary_file import (
     ThresholdFigures,
 )
 from evaluation.scoring.answer_scores import AnswerScores, CaptionResult, Scores, masks_by_kind
+from evaluation.scoring.box_scores import BoxScores
 from evaluation.scoring.pairwise_comparisons import comparisons, mean_scores, score_pairs
 from evaluation.statistics import clusters
 
 
 @dataclass(frozen=True, slots=True)
 class SystemResult:
-    """The figures of one system, and the scores of single questions that they are made of. robustness: None without corruptions."""
+    """The figures of one system, and the scores of single questions that they are made of. boxes: None without questions for boxes.
+    robustness: None without corruptions."""
 
     figures: SystemFigures
     short: AnswerScores
     captions: CaptionResult
+    boxes: BoxScores | None = None
     robustness: RobustnessFigures | None = None
 
 

@@ -42,7 +42,12 @@ python tools/answer.py --checkpoint FOLDER --image IMAGE --question "What is thi
 """
 
 EXAMPLE_QUESTION: dict[Language, str] = {"en": "What is this?", "zh": "这是什么？"}
-KINDS: dict[Task, str] = {"vqa": "short-answer questions", "caption": "questions for a caption", "conversation": "other questions"}
+KINDS: dict[Task, str] = {
+    "vqa": "short-answer questions",
+    "caption": "questions for a caption",
+    "grounding": "questions for a box",
+    "conversation": "other questions",
+}
 """Kinds of questions in words."""
 
 

@@ -147,20 +147,18 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
             position_ids: [B, T]; in packed rows they restart at 0 with every sample.
             past_key_values: KV cache of the tokens before input_ids.
             inputs_embeds: word embeddings [B, T, D] with image embeddings already inserted.
-            pixel_values: [N, 3, H, W]; of tiles [R, 3, H, W].
+            pixel_values: [N, 3, H, W]; of tiles [R, 3, H, W], with image_sizes [N, 2], heights and widths, unless the layout has them.
             labels: [B, T], not shifted; -100 (ignore index) where a token is not supervised.
             logits_to_keep: the last n positions (0: all), an int64 index into T, or a boolean mask [B, T] (logits [kept, V]).
             use_cache: return a KV cache; always off when labels are given.
             mm_encoder_outputs: {"image": object with pooler_output, a list of [Q, D] or [N, Q, D]}.
             num_items_in_batch: divisor of the summed cross entropy; None takes the mean over the supervised positions.
             image_features: [N, P, C], the output of `encode_images`.
-            image_sizes: [N, 2], height and width of images that are cut into tiles, unless the layout has them.
             layout: what the collator knows of the rows: packed samples, positions of image tokens and of supervised tokens.
         """
         # In this order on every rank: where weights are sharded, all ranks gather those of a module at the same time.
         inputs_embeds = self._embed_tokens(input_ids, inputs_embeds)
-        sizes = layout.image_sizes if image_sizes is None else _as_sizes(image_sizes)
-        image_embeds = self._embed_images(pixel_values, image_features, mm_encoder_outputs, sizes)
+        image_embeds = self._embed_images(pixel_values, image_features, mm_encoder_outputs, image_sizes, layout.image_sizes)
         inputs_embeds = self._insert_images(inputs_embeds, image_embeds, input_ids, past_key_values, layout)
         arguments = self._attention_arguments(inputs_embeds, attention_mask, position_ids, past_key_values, layout) | kwargs
         if labels is None:
@@ -216,9 +214,10 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         pixel_values: torch.Tensor | None,
         image_features: torch.Tensor | None,
         mm_encoder_outputs: dict[str, Any] | None,
-        image_sizes: Sequence[Size],
+        image_sizes: torch.Tensor | None,
+        known_sizes: Sequence[Size] = (),
     ) -> ImageEmbeddings | None:
-        """Image embeddings from pixels, features or embeddings; None when the batch has no image."""
+        """Image embeddings from pixels, features or embeddings; None when the batch has no image. known_sizes: where image_sizes is None."""
         encoded = (mm_encoder_outputs or {}).get("image")
         if sum(images is not None for images in (pixel_values, image_features, encoded)) > 1:
             raise ValueError("images must be passed as one of pixel_values, image_features and mm_encoder_outputs")
@@ -229,7 +228,7 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
             image_features = self.encode_images(pixel_values)
         if image_features is None or not len(image_features):
             return None
-        return self.project(image_features, image_sizes)
+        return self.project(image_features, known_sizes if image_sizes is None else _as_sizes(image_sizes))
 
     def _insert_images(
         self,
@@ -283,7 +282,7 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         """Encode the images once and repeat them per sample: a sample with images A and B and two beams gives A B A B."""
         keys = ("pixel_values", "image_features", "mm_encoder_outputs", "image_sizes")
         pixels, features, encoded, image_sizes = (model_kwargs.pop(key, None) for key in keys)
-        image_embeds = self._embed_images(pixels, features, encoded, () if image_sizes is None else _as_sizes(image_sizes))
+        image_embeds = self._embed_images(pixels, features, encoded, image_sizes)
         repeated = None
         if image_embeds is not None and input_ids is not None:
             image_token_mask = input_ids == self.config.image_token_id

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
@@ -21,6 +22,16 @@ STYLE = resources.files("serving.demo").joinpath("page.css").read_text(encoding=
 """CSS in addition to the theme."""
 BROWSER_LANGUAGE = "() => (navigator.language.toLowerCase().startsWith('zh') ? '中文' : 'English')"
 """JavaScript: the page's language that fits the browser's."""
+
+
+@dataclass(frozen=True)
+class BoxesPanel:
+    """The components of the panel for boxes."""
+
+    panel: gr.Accordion
+    preview: gr.Image
+    text: gr.Textbox
+    insert: gr.Button
 
 
 class Page:
@@ -50,9 +61,11 @@ class Page:
                         gr.Examples(
                             [[str(path)] for path in self.actions.backends.examples], image, label="Examples / 示例", cache_examples=False
                         )
+                    conversation = gr.State(Conversation())
+                    boxes = self._boxes_panel()
                     controls = decoding_components(self._add_component, self.actions.configured_decoding())
                 with gr.Column(scale=5):
-                    self._ask_tab(image, language, status, controls)
+                    self._ask_tab(image, language, status, controls, conversation, boxes)
                     self._compare_tab(image, language, status, controls)
                     self._search_tab(image, language, status)
                     self._labels_tab(image, language, status)
@@ -71,15 +84,25 @@ class Page:
         texts = page_texts(language)
         return [gr.update(**{name: texts[key] for name, key in keys.items()}) for _, keys in self.translated]
 
-    def _ask_tab(self, image: gr.Image, language: gr.Radio, status: gr.Markdown, controls: list[Any]) -> None:
+    def _boxes_panel(self) -> BoxesPanel:
+        with self._add_component(gr.Accordion(open=False, elem_id="boxes_panel"), label="boxes") as panel:
+            self._add_component(gr.Markdown(), value="boxes_help")
+            preview = self._add_component(gr.Image(interactive=False, buttons=[], show_label=False, elem_id="boxes"), label="boxes")
+            text = self._add_component(gr.Textbox(elem_id="box", placeholder="[100, 200, 400, 500]"), label="box")
+            insert = self._add_component(gr.Button(elem_id="insert_box"), value="insert_box")
+        return BoxesPanel(panel, preview, text, insert)
+
+    def _ask_tab(
+        self, image: gr.Image, language: gr.Radio, status: gr.Markdown, controls: list[Any], conversation: gr.State, boxes: BoxesPanel
+    ) -> None:
         with self._add_component(gr.Tab(), label="ask_tab"):
-            conversation = gr.State(Conversation())
             chat = self._add_component(
                 gr.Chatbot(height=300, buttons=[], elem_id="chat", show_label=False), label="conversation", placeholder="chat_placeholder"
             )
             question = self._add_component(gr.Textbox(elem_id="question"), label="question", placeholder="question_placeholder")
             with gr.Row():
                 ask = self._add_component(gr.Button(variant="primary", elem_id="ask"), value="ask")
+                locate = self._add_component(gr.Button(elem_id="locate"), value="locate")
                 caption = self._add_component(gr.Button(elem_id="caption"), value="caption")
                 clear = self._add_component(gr.Button(elem_id="clear"), value="clear")
             table = self._add_component(_empty_table("candidates"), label="candidates")
@@ -87,12 +110,23 @@ class Page:
         answering = [
             event(self.actions.ask, [image, question, conversation, language, *controls], outputs) for event in (ask.click, question.submit)
         ]
+        answering.append(locate.click(self.actions.locate, [image, question, conversation, language, *controls], outputs))
         answering.append(caption.click(self.actions.caption, [image, conversation, language, *controls], outputs))
-        for event in (clear.click, chat.clear):
-            event(self.actions.new_conversation, [image, conversation, language], [chat, table, status], cancels=answering)
+        about_image = [image, conversation, language]
+        following = [*answering]
+        following += [
+            event(self.actions.new_conversation, about_image, [chat, table, status], cancels=answering)
+            for event in (clear.click, chat.clear)
+        ]
         # It cancels nothing: a question may be asked before the page notices that the uploaded image is another one.
-        image.change(self.actions.change_image, [image, conversation, language], [chat, table, status])
+        following.append(image.change(self.actions.change_image, about_image, [chat, table, status]))
         language.change(self.actions.show, [conversation, language], [chat, table])
+        for event in following:
+            event.then(self.actions.boxes.show, [image, conversation], [boxes.preview, boxes.panel])
+        boxes.preview.select(self.actions.boxes.click, about_image, [boxes.preview, boxes.text, status])
+        inserted = [image, boxes.text, question, conversation, language]
+        for start in (boxes.insert.click, boxes.text.submit):
+            start(self.actions.boxes.insert, inserted, [boxes.preview, boxes.text, question, status])
 
     def _compare_tab(self, image: gr.Image, language: gr.Radio, status: gr.Markdown, controls: list[Any]) -> None:
         with self._add_component(gr.Tab(), label="compare_tab"):

@@ -10,9 +10,11 @@ import gradio as gr
 
 from answering.config import DecodingConfig
 from answering.protocol import StreamedText
+from dataset.bounding_box import parse_boxes
 from dataset.loading.image_io import ImageError, open_image
 from dataset.sample import Task
 from errors import TesseraError
+from serving.demo.box_actions import BoxActions
 from serving.demo.decoding_controls import changed_settings
 from serving.demo.localization import PageError, candidate_cells, chat_messages, error_text, gallery, notes_text, page_texts, table_update
 from serving.demo.session import Conversation, Session, Turn, answered_turn
@@ -22,6 +24,7 @@ from visual.clip_scorer import ClipScorer
 
 T = TypeVar("T")
 
+SENTENCE_ENDS = (".", "?", "!", "。", "？", "！")
 NUM_SEARCH_RESULTS = 12
 """Number of images that a search shows."""
 
@@ -50,6 +53,7 @@ class PageActions:
 
     def __init__(self, backends: DemoBackends, uploads: UploadFolder):
         self.backends, self.uploads = backends, uploads
+        self.boxes = BoxActions(uploads)
 
     def ask(self, image: str | None, question: str, conversation: Conversation, language: str, *settings: Any) -> Iterator[tuple[Any, ...]]:
         """Values of chat, table, question and status: while the answer is streamed, and finally with its candidates.
@@ -67,32 +71,43 @@ class PageActions:
         question = page_texts(language)["caption_question"]
         yield from _while_same(conversation, self._answer(image, question, "caption", conversation, language, settings))
 
+    def locate(
+        self, image: str | None, question: str, conversation: Conversation, language: str, *settings: Any
+    ) -> Iterator[tuple[Any, ...]]:
+        """As `caption`, for the box of what is typed: a whole sentence is asked as it is, a name within one that asks for its box."""
+        conversation.turn_to(image)
+        asked = question.strip()
+        if asked and not asked.endswith(SENTENCE_ENDS):
+            asked = page_texts(language)["locate_question"].format(expression=asked)
+        yield from _while_same(conversation, self._answer(image, asked, "grounding", conversation, language, settings))
+
     # gradio streams the values of generator functions, which `ask` and `caption` would not be if they returned this one's generator.
     def _answer(
         self, image: str | None, question: str, task: Task, conversation: Conversation, language: str, settings: Sequence[Any]
     ) -> Iterator[tuple[Any, ...]]:
         turns, text = conversation.turns, ""
-        # A caption leaves the question that is being typed, and empties the table at once.
-        table, typed = (table_update([], language), gr.skip()) if task == "caption" else (gr.skip(), question)
+        # A caption or a box leaves the question that is being typed, and empties the table at once.
+        is_short = task == "vqa"
+        table, typed = (gr.skip(), question) if is_short else (table_update([], language), gr.skip())
         try:
             session, path = self._session(), self._checked_image(image)
             if not question.strip():
                 raise PageError("no_question")
             changes = changed_settings(settings, session.decoding)
-            pieces = StreamedText(session.stream(path, [] if task == "caption" else turns, question, task, changes))
+            pieces = StreamedText(session.stream(path, turns if is_short else [], question, task, changes))
             for text in pieces:
                 yield chat_messages([*turns, Turn(question, text)], language), table, typed, ""
-            if task == "caption":
-                turn, candidates = Turn(question, text, task, is_cut=pieces.finish_reason == "length"), []
-            else:
+            if is_short:
                 answered = session.ask(path, turns, question, changes)
                 turn, candidates = answered_turn(question, answered), candidate_cells(answered)
+            else:
+                turn, candidates = Turn(question, text, task, is_cut=pieces.finish_reason == "length"), []
         except TesseraError as error:
             yield chat_messages(turns, language), gr.skip(), typed, error_text(error, language)
             return
         turns.append(turn)
-        conversation.candidates = candidates
-        yield *self.show(conversation, language), gr.skip() if task == "caption" else "", ""
+        conversation.candidates, conversation.regions.answered = candidates, parse_boxes(turn.answer)
+        yield *self.show(conversation, language), "" if is_short else gr.skip(), ""
 
     def new_conversation(self, image: str | None, conversation: Conversation, language: str) -> tuple[Any, ...]:
         """Values of chat, table and status. An answer that is still being generated will not be shown."""

@@ -12,6 +12,7 @@ from answering.answerer_factory import check_decoding
 from answering.config import DecodingConfig, System, for_descriptions
 from answering.protocol import Answerer, FinishReason, Request, StreamedText
 from answering.reply import Reply, Reranker, question_request, reply
+from dataset.bounding_box import Box
 from dataset.sample import Message, Task
 from errors import TesseraError
 
@@ -34,22 +35,40 @@ class Turn(NamedTuple):
 
 
 @dataclass(slots=True)
+class Regions:
+    """Boxes on the image of a conversation.
+
+    Args:
+        answered: those that the last answer names.
+        marked: the one that the user draws.
+        corner: its first corner in thousandths of width and height, until the second one is chosen.
+    """
+
+    answered: list[Box] = field(default_factory=list)
+    marked: Box | None = None
+    corner: tuple[float, float] | None = None
+
+
+@dataclass(slots=True)
 class Conversation:
     """The answered questions about one image; there is one object for each user of the page.
 
     Args:
         candidates: cells of the table of the last answer's candidates.
         number: grows with each new conversation, so that an answer to an earlier one is known to be late.
+        regions: boxes on the image.
     """
 
     image: str | None = None
     turns: list[Turn] = field(default_factory=list)
     candidates: list[list[str]] = field(default_factory=list)
     number: int = 0
+    regions: Regions = field(default_factory=Regions)
 
     def begin_anew(self, image: str | None) -> None:
         """Begin another conversation, about an image."""
         self.image, self.turns, self.candidates, self.number = image, [], [], self.number + 1
+        self.regions = Regions()
 
     def turn_to(self, image: str | None) -> bool:
         """Begin another conversation if the image is another one; returns whether it is."""
@@ -66,7 +85,7 @@ class Session:
     Args:
         reranker: reranks the candidates; None: the first candidate is chosen.
         decoding: settings of short answers.
-        description_tokens: token limit of captions.
+        description_tokens: token limit of captions and boxes.
         system: its configuration, which says what decoding settings it can have; None: all.
     """
 
@@ -85,7 +104,7 @@ class Session:
 
         changes: decoding settings in place of the configured ones.
         """
-        configured = for_descriptions(self.decoding, self.description_tokens) if task == "caption" else self.decoding
+        configured = for_descriptions(self.decoding, self.description_tokens) if task != "vqa" else self.decoding
         decoding = self._changed(configured, changes)
         text = ""
         with self._lock:

@@ -46,6 +46,19 @@ def test_the_lines_name_sizes_targets_and_answers(store: SampleStore, processor:
     assert [line for line in lines if line.startswith("answer: ")] == ["answer: '一只猫'", "answer: '猫'"]
 
 
+def test_boxes_are_named_with_their_images(raw: RawFiles, processor: Processor) -> None:
+    raw.image("a.png", size=(100, 50))
+    turns = [{"role": "user", "content": "<image>What is in <bbox>?"}, {"role": "assistant", "content": '{"bbox_2d": <bbox>}'}]
+    objects = {"bbox": [[10, 5, 30, 15], [50, 0, 100, 50]]}
+    raw.merge(raw.messages([{"messages": turns, "images": ["a.png"], "objects": objects}]))
+    merged = SampleStore(raw.merged)
+    lines = list(describe_sample(merged, merged.sample(0), processor, 0, 0, color=False))
+    assert [line for line in lines if line.startswith("box")] == [
+        "box [100, 100, 300, 300] of image 0, in the messages",
+        "box [500, 0, 1000, 1000] of image 0, in a target",
+    ]
+
+
 def test_supervised_tokens_are_marked_or_colored(store: SampleStore, processor: Processor) -> None:
     plain = list(describe_sample(store, store.sample(1), processor, 0, 0, color=False))
     colored = list(describe_sample(store, store.sample(1), processor, 0, 0, color=True))

@@ -5,17 +5,22 @@ import hashlib
 import json
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import config
 from dataset.config import DataConfig
 from dataset.loading.image_io import open_image
-from dataset.source_config import AiChallengerSource, LlavaSource, Source, VqaV2Source
+from dataset.source_config import AiChallengerSource, LlavaSource, RefCocoSource, Source, VqaV2Source
 from dataset.sources import read
 from dataset.sources.record import RawSample
-from dataset.synthetic.dataset_writer import SceneCounts, write_scenes
+from dataset.synthetic.dataset_writer import SCENE_SPLITS, SceneCounts, write_scenes
+from dataset.synthetic.scene import generate_scene
+from dataset.synthetic.scene_renderer import render, render_with_boxes
 from errors import UsageError
 from tools import make_synthetic_data
 
@@ -119,6 +124,42 @@ def test_no_image_is_in_two_splits(written: Path) -> None:
 def test_the_same_counts_write_the_same_bytes_with_any_number_of_processes(written: Path, tmp_path: Path) -> None:
     write_scenes(tmp_path / "again", COUNTS, processes=2)
     assert contents(tmp_path / "again") == contents(written)
+
+
+def test_regions_are_written_only_where_asked_for_and_change_no_other_file(written: Path, tmp_path: Path) -> None:
+    write_scenes(tmp_path / "again", replace(COUNTS, regions=True), processes=1)
+    with_regions, without = contents(tmp_path / "again"), contents(written)
+    added = {name for name in with_regions if "regions_" in name}
+    assert added == {f"annotations/regions_{split}_{file}.json" for split in SCENE_SPLITS for file in ("refs", "instances")}
+    manifest = {"scenes.json"}
+    assert {name: with_regions[name] for name in with_regions.keys() - added - manifest} == {
+        name: without[name] for name in without.keys() - manifest
+    }
+
+
+def test_expressions_are_read_in_both_languages_with_a_box_inside_the_image(tmp_path: Path) -> None:
+    folder = tmp_path / "scenes"
+    write_scenes(folder, SceneCounts(train=6, validation=1, test=1, unseen=4, regions=True), processes=1)
+    for split, own in (("train", "train"), ("unseen", "test")):
+        refs, instances = (folder / f"annotations/regions_{split}_{name}.json" for name in ("refs", "instances"))
+        found = samples(RefCocoSource(format="refcoco", refs=refs, instances=instances, images=folder / "coco" / split))
+        assert {sample.language for sample in found} == {"en", "zh"}
+        assert {(sample.task, sample.split) for sample in found} == {("grounding", own)}
+        assert all(sample.boxes[0].upright((96, 96)).area for sample in found)
+
+
+def test_boxes_surround_the_pixels_of_their_objects(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dataset.synthetic.scene_renderer._background", lambda _: Image.new("RGB", (192, 192), (128, 128, 128)))
+    scenes = [generate_scene(0, "train", index) for index in range(120)]
+    alone = [scene for scene in scenes if len(scene.things) == 1]
+    assert len(alone) > 5
+    for scene in alone:
+        image, [box] = render_with_boxes(scene)
+        assert np.array_equal(np.asarray(image), np.asarray(render(scene)))
+        distance = np.abs(np.asarray(image, dtype=np.int16) - 128).sum(axis=2)
+        rows, columns = np.nonzero(distance > 100)
+        found = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
+        assert box == pytest.approx(found, abs=1.6), scene.layout
 
 
 def test_another_seed_writes_other_images(written: Path, tmp_path: Path) -> None:

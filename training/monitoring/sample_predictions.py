@@ -8,8 +8,9 @@ from torch import nn
 
 from answering.decoding.candidates import candidate_key
 from answering.protocol import Answer, Decoding, Request
-from answering.rendering import IMAGE_SIDE, TEXT_WIDTH, side_by_side
+from answering.rendering import IMAGE_SIDE, TEXT_WIDTH, draw_boxes, side_by_side
 from answering.systems.family_answerer import FamilyAnswerer
+from dataset.bounding_box import parse_boxes
 from dataset.loading.image_io import ImageError
 from dataset.loading.sample_store import SampleStore
 from dataset.sample import Sample, question_text
@@ -77,12 +78,17 @@ def generate_panels(
 
 
 def _panel(store: SampleStore, sample: Sample, answer: Answer) -> Panel:
-    """The panel of an answer; "..." stands for earlier turns, and a short-answer question decides whether it is right."""
+    """The panel of an answer; "..." stands for earlier turns, and a short-answer question decides whether it is right. Of a question for a
+    box, the reference is drawn in green over the image and the answer in red."""
     text = "" if answer.error else answer.first.text
     try:
         images = [store.load_image(i) for i in sample.image_ids]
     except ImageError:
         images = []  # one cannot be read, which the answer says
+    expected, predicted = (parse_boxes(sample.targets[0]), parse_boxes(text)) if sample.task == "grounding" else ([], [])
+    if len(images) == 1 and expected:
+        coloured = [(box, VERDICT_COLOURS[RIGHT]) for box in expected] + [(box, VERDICT_COLOURS[WRONG]) for box in predicted]
+        images = [draw_boxes(images[0], coloured)]
     return Panel(
         images=images,
         question=("... " if len(sample.messages) > 1 else "") + question_text(sample.messages[-1].content),

@@ -5,6 +5,7 @@ Shapes: n samples of the buffer.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dataset.config import AugmentationConfig
+from dataset.loading.augmentation import augment_conversation, moves_boxes
 from dataset.loading.collators import Example, UnreadableImage
 from dataset.loading.encoded_sample import EncodedSample, EncodingError
 from dataset.loading.image_io import ImageError, open_image, printable_path, read_with_retries
@@ -21,7 +23,7 @@ from dataset.streaming.source_records import Position, Share
 from errors import TesseraError
 from model.family import Collate
 from model.processors.sample_processor import SampleProcessor
-from training.data_loading import augmented, blank_example, encode_samples
+from training.data_loading import blank_example, encode_samples
 
 FIRST_SAMPLES = 128
 """Samples in the buffer before the first batch; with every batch it grows by SAMPLES_PER_BATCH, up to data.shuffle_buffer_size, so that
@@ -59,12 +61,14 @@ class StreamSettings:
 
 
 class Waiting(NamedTuple):
-    """A sample of the buffer, and which copy it is of those that a source's `repeat` asks for."""
+    """A sample of the buffer, and which copy it is of those that a source's `repeat` asks for. tokens: for how many there is room, those of
+    `encoded`, or where augmentation may change boxes those of the widest."""
 
     read: ReadSample
     copy: int
     sample: Sample
     encoded: EncodedSample
+    tokens: int
 
 
 class BatchStream:
@@ -107,7 +111,7 @@ class BatchStream:
     def longest_batch(self) -> dict[str, Any]:
         """The batch of the first samples that needs the most memory: the longest ones, or in a packed row the most images."""
         self._fill()
-        waiting = sorted(self._buffer, key=lambda one: len(one.encoded), reverse=not self._settings.packed)
+        waiting = sorted(self._buffer, key=lambda one: one.tokens, reverse=not self._settings.packed)
         chosen = self._row(waiting) if self._settings.packed else waiting[: self._settings.size]
         return self._settings.collate([self._example(one) for one in chosen])
 
@@ -124,7 +128,7 @@ class BatchStream:
         # Short samples: more of them, so that rows are full.
         wanted_tokens = ROWS_IN_BUFFER * settings.size if settings.packed else 0
         held = sum(waiting.read.checked.num_bytes for waiting in self._buffer)
-        tokens = sum(len(waiting.encoded) for waiting in self._buffer)
+        tokens = sum(waiting.tokens for waiting in self._buffer)
         self._is_emptied = self._is_emptied and bool(self._buffer)
         ended_epochs = 0
         while not self._is_emptied and (len(self._buffer) < wanted or tokens < wanted_tokens) and (held < BUFFER_BYTES or not self._buffer):
@@ -140,7 +144,7 @@ class BatchStream:
             self._buffer += added
             self._left_out += repeat - len(added)
             held += read.checked.num_bytes if added else 0
-            tokens += sum(len(waiting.encoded) for waiting in added)
+            tokens += sum(waiting.tokens for waiting in added)
 
     def _encoded(self, read: ReadSample, copy: int) -> Waiting | None:
         """The sample with the tokens of its epoch; None when the model does not take its images or nothing would be supervised."""
@@ -148,10 +152,15 @@ class BatchStream:
         if copy:
             sample = dataclasses.replace(sample, sample_id=f"{sample.sample_id}#copy{copy + 1}")
         try:
-            encoded = encode_samples([sample], self._sizes(read), self._settings.processor, self._settings.seed, read.position.epoch)
+            encoded, room = self._encode([sample], read), None
+            if sample.regions and moves_boxes(self._settings.augmentation):
+                room = self._encode([sample.with_widest_boxes()], read)
         except EncodingError:
             return None
-        return None if encoded is None else Waiting(read, copy, sample, encoded)
+        return None if encoded is None else Waiting(read, copy, sample, encoded, len(room or encoded))
+
+    def _encode(self, samples: Sequence[Sample], read: ReadSample) -> EncodedSample | None:
+        return encode_samples(samples, self._sizes(read), self._settings.processor, self._settings.seed, read.position.epoch)
 
     def _restored(self, entries: list[list[int]]) -> list[Waiting]:
         keys = [(source, Position(epoch, file, record), copy) for source, epoch, file, record, copy in entries]
@@ -167,7 +176,7 @@ class BatchStream:
             positions = {id(self._buffer[i]): i for i in order}
             return [positions[id(waiting)] for waiting in self._row([self._buffer[i] for i in order])]
         # Neighbours in length of a random sample.
-        order = np.argsort([len(waiting.encoded) for waiting in self._buffer], kind="stable").tolist()
+        order = np.argsort([waiting.tokens for waiting in self._buffer], kind="stable").tolist()
         size = self._settings.size
         start = int(rng.integers(len(order))) - int(rng.integers(size))
         start = min(max(start, 0), max(len(order) - size, 0))
@@ -176,18 +185,18 @@ class BatchStream:
     def _row(self, waiting: list[Waiting]) -> list[Waiting]:
         """The first samples that fit into a packed row together."""
         row, room = [], self._settings.size
-        shortest = min(len(one.encoded) for one in waiting)
+        shortest = min(one.tokens for one in waiting)
         for one in waiting:
             if room < shortest:
                 break
-            if len(one.encoded) <= room:
+            if one.tokens <= room:
                 row.append(one)
-                room -= len(one.encoded)
+                room -= one.tokens
         return row
 
     def _example(self, waiting: Waiting) -> Example:
         """The sample with its pixels; one whose image can no longer be read has a blank one, and no supervised token."""
-        read, sample, settings = waiting.read, waiting.sample, self._settings
+        read, sample, encoded, settings = waiting.read, waiting.sample, waiting.encoded, self._settings
         images = []
         for image in read.checked.images:
             try:
@@ -196,11 +205,13 @@ class BatchStream:
             except ImageError as error:
                 path = f"{sample.source}, an image inside a file" if isinstance(image, bytes) else printable_path(image)
                 unreadable = (UnreadableImage(path, str(error), sample.sample_id, None),)
-                blank = blank_example(sample, waiting.encoded, self._sizes(read), settings.processor)
+                blank = blank_example(sample, encoded, self._sizes(read), settings.processor)
                 return dataclasses.replace(blank, unreadable_images=unreadable)
         if settings.augmentation is not None:
-            images = augmented(images, settings.augmentation, f"{settings.seed}/{read.position.epoch}/{sample.sample_id}")
-        return Example(sample.sample_id, waiting.encoded, settings.processor.read(images))
+            key, room = f"{settings.seed}/{read.position.epoch}/{sample.sample_id}", waiting.tokens if settings.packed else None
+            encode = partial(self._encode, read=read)
+            images, encoded = augment_conversation(images, [sample], settings.augmentation, key, encode, encoded, room)
+        return Example(sample.sample_id, encoded, settings.processor.read(images))
 
     def _sizes(self, read: ReadSample) -> tuple[tuple[int, int], ...]:
         return read.checked.sizes if self._settings.processor.sizes_matter else ()

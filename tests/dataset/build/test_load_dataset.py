@@ -22,6 +22,7 @@ def test_samples_load_with_hugging_face_datasets(tmp_path: Path) -> None:
         "answers": ["两个"] * 10,
         "prompt": "请用一个词或短语回答。",
         "category": "cat",
+        "regions": [{"image": 0, "turn": 1, "start": 0, "box": [100.5, 0.0, 1000.0, 20.0]}],
     }
     pq.write_table(pa.Table.from_pylist([row], SAMPLES_SCHEMA), tmp_path / "samples.parquet")
     loaded = datasets.load_dataset(

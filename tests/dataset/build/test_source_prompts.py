@@ -7,7 +7,8 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from dataset.build.json_export import export_json
-from dataset.source_config import PromptByLanguage, Source
+from dataset.source_base import PromptByLanguage
+from dataset.source_config import Source
 from tests.dataset.raw_files import RawFiles, conversation
 
 EN, ZH = "Answer the question using a single word or phrase.", "请用一个词或短语回答。"

@@ -1,6 +1,7 @@
 """The page in Chromium: upload, ask, compare, classify, search, switch the language; no request leaves the machine."""
 
 import dataclasses
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from serving.demo.page import running_page
 from serving.demo.page_actions import DemoBackends
 from serving.demo.session import Session, Turn, answered_turn
 from serving.http.cross_site import CrossSiteRules
-from tests.serving.demo.browser import CHROMIUM, PHONE_SIZE, TIMEOUT_MS, open_page, overflow, save_screenshot, upload_image
+from tests.serving.demo.browser import CHROMIUM, DESKTOP_SIZE, PHONE_SIZE, TIMEOUT_MS, open_page, overflow, save_screenshot, upload_image
 from tests.serving.search.conftest import png
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed (the package chromium)")]
@@ -180,6 +181,44 @@ def test_on_a_phone_the_page_fits_and_messages_are_in_view(address: str, image: 
         expect(page.locator("#candidates")).to_contain_text("✓")
         assert overflow(page) == 0
         save_screenshot(page, "untrained_phone")
+
+
+@pytest.mark.parametrize("size", [DESKTOP_SIZE, PHONE_SIZE])
+def test_a_person_draws_a_box_and_asks_about_it(address: str, image: Path, size: tuple[int, int]) -> None:
+    with open_page(address, size) as page:
+        upload_image(page, image)
+        page.locator("#boxes_panel button").first.click()
+        preview = page.locator("#boxes img")
+        expect(preview).to_be_visible()
+        preview.scroll_into_view_if_needed()
+
+        def click(column: float, row: float) -> None:
+            before, area = preview.get_attribute("src"), preview.bounding_box()
+            assert area is not None
+            preview.click(position={"x": column * area["width"], "y": row * area["height"]})
+            # Shown with the corner, then with the box.
+            expect(preview).not_to_have_attribute("src", str(before))
+
+        click(0.25, 0.25)
+        click(0.75, 0.5)
+        typed = page.locator("#box textarea, #box input")
+        expect(typed).to_have_value(re.compile(r"\[\d+, \d+, \d+, \d+\]"))
+        marked = [int(number) for number in re.findall(r"\d+", typed.input_value())]
+        assert marked == pytest.approx([250, 250, 750, 500], abs=8)
+        page.locator("#question textarea").fill("What is in")
+        page.locator("#insert_box").click()
+        expect(page.locator("#question textarea")).to_have_value(f"What is in {typed.input_value()}")
+        save_screenshot(page, f"untrained_box_{size[0]}")
+        # With the keyboard alone.
+        typed.fill("10 20")
+        typed.press("Enter")
+        expect(page.locator("#status")).to_contain_text("10 20")
+        typed.fill("[10, 20, 300, 400]")
+        typed.press("Enter")
+        expect(page.locator("#question textarea")).to_have_value(re.compile(r"\[10, 20, 300, 400\]$"))
+        page.locator("#locate").click()
+        expect(page.locator("#chat [data-testid=bot]")).to_have_count(1)
+        assert overflow(page) == 0
 
 
 @pytest.mark.parametrize("locale", ["en-US", "zh-CN"])

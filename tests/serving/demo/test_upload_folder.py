@@ -20,7 +20,7 @@ from tests.serving.conftest import TIMEOUT_SECONDS
 from tests.serving.search.conftest import png
 
 NOT_UPLOADED = f"⚠️ {translations('en')['not_uploaded']}"
-EVENTS = ("ask", "caption", "compare", "search_by_image", "classify")
+EVENTS = ("ask", "locate", "caption", "compare", "search_by_image", "classify", "insert")
 """Names of the handlers that open the image."""
 COMPARING_EVENTS = ("new_conversation", "change_image")
 """Names of the handlers that only compare its path."""
@@ -83,13 +83,13 @@ class Browser:
         self.functions = {function.name: function for function in blocks.fns.values()}
         self.client = httpx2.Client(base_url=f"{blocks.local_url}gradio_api", timeout=TIMEOUT_SECONDS)
 
-    def send(self, name: str, image: Any, text: str = "red, blue") -> list[Any]:
+    def send(self, name: str, image: Any, text: str = "red, blue", event_data: Any = None) -> list[Any]:
         """Send an event with the image; returns the values of its outputs, the last of which is the status."""
         function = self.functions[name]
         given = {"image": image, "textbox": text, "state": None}
         # All other inputs are as the page shows them at first.
         data = [given.get(component.get_block_name(), component.value) for component in function.inputs]
-        body = {"data": data, "fn_index": function._id, "session_hash": self.session, "event_data": None}
+        body = {"data": data, "fn_index": function._id, "session_hash": self.session, "event_data": event_data}
         return self._result(body)
 
     def change_language(self) -> None:
@@ -127,7 +127,7 @@ def private_image(demo_backends: DemoBackends, tmp_path: Path) -> Path:
 
 def test_every_handler_with_the_image_is_attacked_below(blocks: gr.Blocks) -> None:
     with_image = {str(f.name) for f in blocks.fns.values() if any(c.get_block_name() == "image" for c in f.inputs)}
-    assert with_image == {*EVENTS, *COMPARING_EVENTS}
+    assert with_image == {*EVENTS, *COMPARING_EVENTS, "show", "click"}
 
 
 def test_a_path_that_is_compared_is_not_opened(blocks: gr.Blocks, tmp_path: Path) -> None:
@@ -136,6 +136,14 @@ def test_a_path_that_is_compared_is_not_opened(blocks: gr.Blocks, tmp_path: Path
         for path in (tmp_path / "fifo.png", Path("/dev/zero")):
             # A handler that opened one of these would not come back.
             assert Browser(blocks, f"{name} {path.name}").send(name, {"path": str(path)})[-1] == ""
+
+
+def test_a_path_of_an_image_with_boxes_is_not_opened(blocks: gr.Blocks, private_image: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo.png")
+    for path in (private_image, tmp_path / "fifo.png", Path("/dev/zero")):
+        assert Browser(blocks, f"show {path.name}").send("show", {"path": str(path)})[0] is None
+        click = {"index": [1, 2], "value": None}
+        assert Browser(blocks, f"click {path.name}").send("click", {"path": str(path)}, event_data=click)[-1] == NOT_UPLOADED
 
 
 @pytest.mark.parametrize("translated", [False, True], ids=["first language", "after a change of the language"])
