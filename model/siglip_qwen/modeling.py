@@ -138,16 +138,15 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
     ) -> CausalLMOutputWithPast:
         """Logits [B, T, V]; with `labels` the fp32 scalar loss alone, for which `lm_head` runs at supervised positions only.
 
-        Images are passed as one of pixel_values, image_features and mm_encoder_outputs, in order of appearance over the rows. Raises
-        ImageTokenMismatchError when image tokens and image embeddings differ in number.
+        Images are passed as one of pixel_values, image_features and mm_encoder_outputs, in order of appearance over the rows.
+        Raises ImageTokenMismatchError when image tokens and image embeddings differ in number.
 
         Args:
             input_ids: [B, T], with Q image tokens per image; exactly one of input_ids and inputs_embeds is given.
-            attention_mask: [B, T], 0 at padding.
-            position_ids: [B, T]; in packed rows they restart at 0 with every sample.
+            attention_mask, position_ids: [B, T], 0 at padding; positions restart at 0 with every sample of packed rows.
             past_key_values: KV cache of the tokens before input_ids.
             inputs_embeds: word embeddings [B, T, D] with image embeddings already inserted.
-            pixel_values: [N, 3, H, W]; of tiles [R, 3, H, W], with image_sizes [N, 2], heights and widths, unless the layout has them.
+            pixel_values: [N, 3, H, W]; of tiles [R, 3, H, W], with image_sizes [N, 2] (height, width) unless the layout has them.
             labels: [B, T], not shifted; -100 (ignore index) where a token is not supervised.
             logits_to_keep: the last n positions (0: all), an int64 index into T, or a boolean mask [B, T] (logits [kept, V]).
             use_cache: return a KV cache; always off when labels are given.
