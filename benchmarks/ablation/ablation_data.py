@@ -3,7 +3,6 @@
 In: `AblationData`. Out: a merged data set with training and test samples, and the test questions in a fixed order.
 """
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
@@ -82,14 +81,6 @@ def prepare_data(settings: AblationData, work: Path) -> PreparedData:
     config = DataConfig(sources=tuple(_source(raw, name) for name in (*_TRAINING_SOURCES, *_TEST_SOURCES)), folder=merged)
     merge(config, merged)
     return PreparedData(config, merged, _content_digest(SampleStore(merged)))
-
-
-def remove_other_data(settings: AblationData, work: Path) -> list[Path]:
-    """Delete the data of other settings below `work`; returns their folders."""
-    others = [folder for folder in work.glob("data-*") if folder.name != f"data-{digest(asdict(settings))}"]
-    for folder in others:
-        shutil.rmtree(folder)
-    return others
 
 
 def _source(raw: Path, name: str) -> VqaV2Source:

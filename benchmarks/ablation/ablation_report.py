@@ -28,19 +28,19 @@ _VERDICTS = {"a": "better", "b": "worse", "not shown": "not shown"}
 
 @dataclass(frozen=True, slots=True)
 class VariantResult:
-    """Finished and failed runs of a variant, by seed."""
+    """Finished and failed runs of a variant, by seed. seconds: of each finished run."""
 
     name: str
     finished: Mapping[int, RunFigures]
     failed: Mapping[int, str]
-    seconds: float | None
+    seconds: tuple[float, ...]
 
     @classmethod
     def of(cls, name: str, records: Mapping[int, RunRecord]) -> "VariantResult":
         """From the records of a variant."""
         finished = {seed: record.figures for seed, record in sorted(records.items()) if record.figures is not None}
         failed = {seed: record.error or "" for seed, record in sorted(records.items()) if record.figures is None}
-        return cls(name, finished, failed, fmean(records[seed].seconds for seed in finished) if finished else None)
+        return cls(name, finished, failed, tuple(records[seed].seconds for seed in finished))
 
     def scores(self, category: str) -> np.ndarray:
         """VQA accuracy [seeds, questions of the category]."""
@@ -161,7 +161,7 @@ def _figures_row(result: VariantResult) -> Sequence[str]:
         format_number(fmean(run.tokens_per_image for run in runs)),
         format_number(fmean(run.samples_per_second for run in runs), 0),
         format_number(max(run.peak_memory_gib for run in runs), 2),
-        format_number((result.seconds or 0.0) / 60),
+        format_number(fmean(result.seconds) / 60),
     )
 
 
@@ -177,14 +177,18 @@ def _figures_note(results: Mapping[str, VariantResult]) -> str:
     runs = [run for result in results.values() for run in result.finished.values()]
     if not runs:
         return ""
+    training, answering = fmean(run.training_seconds for run in runs), fmean(run.answering_seconds for run in runs)
+    starting = fmean(seconds for result in results.values() for seconds in result.seconds) - training - answering
     machines = ", ".join(sorted({f"{run.device} with {run.cores} cores" for run in runs}))
     counts = runs[0].answers
     numbers = ", ".join(f"{category} {int(counts.mask(category).sum()):,}" for category in CATEGORIES)
     return (
         f"VQA accuracy in percent, mean over the seeds ± standard deviation. Questions: {numbers}; about {len(counts.per_image):,} images. "
-        "*Other images*: the seen questions, each asked about another image. *Samples/s*: training, without validation or saving; *peak* "
-        f"memory of a training process; *minutes* of a whole run. Machines: {machines}. Speeds of runs that shared a machine with other "
-        "work are lower than they could be; those of different machines cannot be compared."
+        "*Other images*: the seen questions, each asked about another image. *Samples/s*: training conversations, without the time of "
+        "validation and saving; *peak* memory of a training process; *minutes* of a whole run, on average "
+        f"{training:.0f} s of preparing and training, {answering:.0f} s of loading and asking, {starting:.0f} s of starting its process. "
+        f"Machines: {machines}. Speeds of runs that shared a machine with other work are lower than they could be; those of different "
+        "machines cannot be compared."
     )
 
 

@@ -103,7 +103,7 @@ def load(path: Path) -> AblationConfig:
 
 def all_variants(ablation: AblationConfig) -> dict[str, NamedVariant]:
     """The base and the variants, by name, in the order of the file."""
-    named = {BASE: ("the configuration that the others are compared with", {})}
+    named: dict[str, tuple[str, Overrides]] = {BASE: ("the configuration that the others are compared with", {})}
     named |= {name: (variant.description, dict(variant.overrides)) for name, variant in ablation.variants.items()}
     return {
         name: NamedVariant(name, description, own, ablation.base, tuple(_arguments({**ablation.overrides, **own})))

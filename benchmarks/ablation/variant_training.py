@@ -72,17 +72,27 @@ def run_in_process(job: Job) -> RunFigures:
     process.start()
     sending.close()
     try:
-        outcome = receiving.recv()
-    except EOFError:
+        outcome = _received(receiving)
+    except BaseException:
+        process.kill()
+        raise
+    finally:
         process.join()
+    if outcome is None:
         status = process.exitcode or 0
         outcome = f"killed by signal {-status}, as it happens where memory runs out" if status < 0 else f"ended with status {status}"
-    finally:
-        process.kill()
-        process.join()
     if isinstance(outcome, RunFigures):
         return outcome
     raise RunFailedError(outcome)
+
+
+def _received(receiving: Connection) -> RunFigures | str | None:
+    """What the process of a run sends; None if it ends without a word."""
+    try:
+        outcome: RunFigures | str = receiving.recv()
+    except EOFError:
+        return None
+    return outcome
 
 
 def _carry_out(job: Job, sending: Connection) -> None:

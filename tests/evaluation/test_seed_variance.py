@@ -15,8 +15,9 @@ CLUSTERS = np.repeat(np.arange(IMAGES), PER_IMAGE)
 def answers(rng: np.random.Generator, difficulty: np.ndarray, seeds: int, seed_spread: float, shift: float = 0.0) -> np.ndarray:
     """Scores 0 or 1 [seeds, questions]: a probability made of the image, of the training's luck, and of what is better."""
     luck = rng.normal(0, seed_spread, (seeds, 1))
-    probability = stats.norm.cdf(np.repeat(difficulty, PER_IMAGE)[None] + luck + shift)
-    return (rng.random(probability.shape) < probability).astype(float)
+    probability: np.ndarray = stats.norm.cdf(np.repeat(difficulty, PER_IMAGE)[None] + luck + shift)
+    scores: np.ndarray = (rng.random(probability.shape) < probability).astype(float)
+    return scores
 
 
 def simulate(runs: int, seeds: tuple[int, int], seed_spread: float, shift: float = 0.0) -> tuple[float, float]:

@@ -19,7 +19,7 @@ SMALL_DATA = {"seed": 7, "train": 6, "large_train": 3, "test": 8, "unseen": 7, "
 
 def figures(answers: Answers, **measured: Any) -> RunFigures:
     """What a run measured."""
-    rest = {"shuffled": 0.25, "tokens_per_image": 36.0, "samples_per_second": 100.0, "peak_memory_gib": 1.5}
+    rest: dict[str, Any] = {"shuffled": 0.25, "tokens_per_image": 36.0, "samples_per_second": 100.0, "peak_memory_gib": 1.5}
     rest |= {"training_seconds": 20.0, "answering_seconds": 4.0, "device": "test CPU", "cores": 2}
     return RunFigures(answers, **{**rest, **measured})
 
