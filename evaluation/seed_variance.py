@@ -6,9 +6,9 @@ do with that of the other, and their numbers may differ. With a seeds of one sid
 
     variance over images of the mean over seeds + variance between the seeds' means / number of seeds, for each side,
 
-and its degrees of freedom are Satterthwaite's (1946, Biometrics Bulletin 2). The noise of a single answer is in each of the terms; with
-a single pair of equal numbers of seeds this is Clark's min F' (1973, J. Verbal Learning and Verbal Behavior 12, "The language-as-fixed-
-effect fallacy"), which errs on the side of the wider interval.
+and its degrees of freedom are Satterthwaite's (1946, Biometrics Bulletin 2). As in Clark's min F' (1973, J. Verbal Learning and Verbal
+Behavior 12, "The language-as-fixed-effect fallacy"), the noise of single answers is in each of the terms, so that the interval is rather
+too wide than too narrow.
 """
 
 from collections.abc import Sequence

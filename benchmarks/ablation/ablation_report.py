@@ -59,12 +59,21 @@ class BaseDifference:
     tested: TestedDifference | None
 
     @property
+    def verdict(self) -> str:
+        """In words."""
+        return "one seed" if self.tested is None else _VERDICTS[self.tested.verdict]
+
+    @property
     def cell(self) -> str:
         """Points, interval, verdict."""
-        low, high = (100 * end for end in self.unadjusted.ci95)
-        verdict = "one seed" if self.tested is None else _VERDICTS[self.tested.verdict]
-        verdict = f"**{verdict}**" if self.tested is not None and self.tested.verdict != "not shown" else verdict
-        return f"{100 * self.unadjusted.difference:+.1f} ({low:+.1f} to {high:+.1f}) {verdict}"
+        points, low, high = (_signed(100 * value) for value in (self.unadjusted.difference, *self.unadjusted.ci95))
+        shown = self.tested is not None and self.tested.verdict != "not shown"
+        return f"{points} ({low} to {high}) {f'**{self.verdict}**' if shown else self.verdict}"
+
+
+def _signed(value: float) -> str:
+    """With one digit and its sign; none for zero."""
+    return f"{value:+.1f}" if abs(value) >= 0.05 else "0.0"
 
 
 def variant_results(stored: StoredResults) -> dict[str, VariantResult]:
@@ -129,13 +138,13 @@ def _findings(results: Mapping[str, VariantResult], differences: Sequence[BaseDi
         yield "The base has no finished run yet, so nothing is compared."
         return
     tested = [difference for difference in differences if difference.tested is not None]
-    shown: dict[str, list[str]] = {}
-    for difference in tested:
-        if difference.tested is not None and difference.tested.verdict != "not shown":
-            points, verdict = 100 * abs(difference.unadjusted.difference), _VERDICTS[difference.tested.verdict]
-            shown.setdefault(difference.variant, []).append(f"{points:.1f} points {verdict} in {difference.category}")
-    lines = [f"- **{variant}** is {', '.join(points)} than the base." for variant, points in shown.items()]
-    if silent := [name for name in dict.fromkeys(difference.variant for difference in tested) if name not in shown]:
+    shown = [difference for difference in tested if difference.tested is not None and difference.tested.verdict != "not shown"]
+    by_verdict: dict[tuple[str, str], list[str]] = {}
+    for difference in shown:
+        points = f"{100 * abs(difference.unadjusted.difference):.1f} points in {difference.category}"
+        by_verdict.setdefault((difference.variant, difference.verdict), []).append(points)
+    lines = [f"- **{variant}** is {verdict} than the base by {', '.join(points)}." for (variant, verdict), points in by_verdict.items()]
+    if silent := [name for name in dict.fromkeys(difference.variant for difference in tested) if name not in {d.variant for d in shown}]:
         lines.append(f"- Not shown to differ from the base in anything: {', '.join(silent)}.")
     if single := list(dict.fromkeys(d.variant for d in differences if d.tested is None)):
         lines.append(f"- Without a verdict, because there is one seed of them or of the base: {', '.join(single)}.")

@@ -58,9 +58,15 @@ def write_ablation(tmp_path: Path, parts: Path, monkeypatch: pytest.MonkeyPatch)
     return write
 
 
+@pytest.fixture(scope="session")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the data, which are made once for all tests."""
+    return tmp_path_factory.mktemp("ablation")
+
+
 @pytest.fixture
-def laboratory(write_ablation: Callable[..., Path]) -> Laboratory:
-    return Laboratory.of(load(write_ablation()), Path("out"), Path("work"))
+def laboratory(write_ablation: Callable[..., Path], work: Path) -> Laboratory:
+    return Laboratory.of(load(write_ablation()), Path("out"), work)
 
 
 class PlannedRuns:

@@ -53,7 +53,7 @@ def test_what_helps_over_three_seeds_is_shown_and_what_does_not_is_not(two_varia
     write(two_variants, "reads", [0, 1, 2], {"r": 0.98})
     write(two_variants, "same", [0, 1, 2])
     text = report(two_variants)
-    assert "- **reads** is " in text and "better in reading" in text
+    assert "- **reads** is better than the base by " in text and " points in reading." in text.split("## Accuracy and cost")[0]
     assert "- Not shown to differ from the base in anything: same." in text
     reading = 2 + list(CATEGORIES).index("reading")
     assert float(row(text, "reads")[reading].split(" ± ")[0]) > 90 and row(text, "reads")[1] == "0, 1, 2"
