@@ -77,7 +77,7 @@ class RunFigures:
         training_seconds: preparation and training.
         answering_seconds: loading the checkpoint and asking.
         device: name of the GPU, or the kind of processor.
-        cores: that the run could use.
+        cores: that the run used: not more than torch has threads.
     """
 
     answers: Answers

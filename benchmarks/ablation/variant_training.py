@@ -132,7 +132,7 @@ def train_and_judge(job: Job) -> RunFigures:
         training_seconds=trained - started,
         answering_seconds=time.monotonic() - trained,
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU",
-        cores=available_cores(),
+        cores=min(available_cores(), torch.get_num_threads()),
     )
 
 
