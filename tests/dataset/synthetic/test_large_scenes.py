@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from dataset.sample import Language
 from dataset.synthetic.dataset_writer import SceneCounts, write_scenes
 from dataset.synthetic.large_scenes import LARGE_GRID, generate_large_scene, sample_large_questions
 from dataset.synthetic.question_phrasing import Question
-from dataset.synthetic.scene import WORDS, Scene, Thing, generate_scene
+from dataset.synthetic.scene import WORDS, Scene, Thing, generate_scene, split_of
 from dataset.synthetic.scene_renderer import SIZE, render
 from dataset.synthetic.vocabulary import EN, ZH
 from evaluation.scoring.question_categories import category
@@ -39,9 +40,11 @@ def test_every_scene_has_a_sign_and_no_held_out_combination() -> None:
     assert all(3 <= len(scene.things) == len({thing.cell for thing in scene.things}) <= 7 for scene in scenes)
 
 
-def test_training_and_test_share_no_layout() -> None:
-    layouts = {split: {generate_large_scene(seed, split, i).layout for seed in (0, 1) for i in range(200)} for split in ("train", "test")}
-    assert not layouts["train"] & layouts["test"]
+def test_the_layout_decides_the_split_so_that_training_and_test_share_none() -> None:
+    splits: tuple[Literal["train", "test"], ...] = ("train", "test")
+    for split in splits:
+        scenes = [generate_large_scene(seed, split, index) for seed in (0, 1) for index in range(60)]
+        assert {split_of(scene.layout) for scene in scenes} == {split}
 
 
 def test_signs_bear_all_digits_or_words(asked: list[tuple[Scene, Question]]) -> None:
