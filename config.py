@@ -3,7 +3,7 @@
 import json
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError
@@ -23,6 +23,8 @@ from serving.config import ServeConfig
 from serving.search.config import SearchConfig
 from training.config import TrainConfig
 from visual.config import is_missing_folder
+
+S = TypeVar("S")
 
 DEFAULT = Path("configs/tiny.yaml")
 
@@ -85,12 +87,16 @@ def load(path: Path, overrides: list[str] | None = None) -> Config:
     Raises:
         UsageError: a key is unknown or a value has the wrong type; the message names the file and the key.
     """
-    raw = read(path, overrides)
+    return validate(Config, read(path, overrides), path)
+
+
+def validate(section: type[S], raw: dict[str, Any], path: Path) -> S:
+    """The keys of a file as a section. Raises UsageError naming the file and every key that is unknown or has a wrong type."""
     try:
         # In JSON mode, strict validation still converts a string to a path and a list to a tuple.
-        return TypeAdapter(Config).validate_json(json.dumps(raw))
+        return TypeAdapter(section).validate_json(json.dumps(raw))
     except ValidationError as error:
-        lines = [f"{_key(problem['loc'])}: {_describe_problem(problem, _key(problem['loc']))}" for problem in error.errors()]
+        lines = [f"{_key(problem['loc'])}: {_describe_problem(problem, _key(problem['loc']), section)}" for problem in error.errors()]
         raise UsageError(f"{path}: " + "; ".join(lines)) from error
     except TypeError as error:
         raise UsageError(f"{path}: {error}; only text, numbers, true/false, lists and mappings are expected") from error
@@ -148,12 +154,12 @@ def _key(location: tuple[int | str, ...]) -> str:
     return ".".join(str(key_part) for key_part in location) or "file"
 
 
-def _describe_problem(problem: Any, key: str) -> str:
+def _describe_problem(problem: Any, key: str, section: type) -> str:
     if problem["type"] == "unexpected_keyword_argument":
         location = [str(key_part) for key_part in problem["loc"]]
         if renamed := new_key(location[0], location[-1]):
             return f"unknown key; it is called {renamed} now"
-        nearest = nearest_key(Config, key)
+        nearest = nearest_key(section, key)
         return f"unknown key; the nearest is {nearest}" if nearest else "unknown key (--help-all lists all)"
     if problem["type"] in ("missing", "missing_argument"):
         return "this key is missing"

@@ -68,28 +68,32 @@ def difference_intervals(differences: np.ndarray, cluster_ids: np.ndarray) -> li
 
 
 def difference_bounds(sums: np.ndarray, sizes: np.ndarray, squares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Lower and upper ends [R] of the intervals of mean differences.
+    """Lower and upper ends [R] of the intervals of mean differences. Arguments as of `adjusted_difference`."""
+    rows, num_clusters = sums.shape
+    if num_clusters < 2:
+        return np.full(rows, -1.0), np.full(rows, 1.0)
+    mean, variance = adjusted_difference(sums, sizes, squares)
+    half = student_t(1 - SIGNIFICANCE_LEVEL / 2, num_clusters - 1) * np.sqrt(variance)
+    return np.maximum(mean - half, -1.0), np.minimum(mean + half, 1.0)
+
+
+def adjusted_difference(sums: np.ndarray, sizes: np.ndarray, squares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean difference [R] and its variance [R] over at least two clusters.
 
     The adjusted Wald interval for paired proportions (Bonett & Price 2012, J. Educational and Behavioral Statistics 37): one observation
     in favour of each side is added, so that the interval has a width even where hardly any answers differ. Between clusters the
     observation is as large as the answers within a cluster agree: one question if they are independent, a whole cluster if they are equal;
     a third of a cluster more is taken to agree, which keeps the coverage where few answers differ.
-    From a single cluster nothing follows: -1..1.
 
     Args:
         sums: sum of the differences of each cluster [R, G]
         sizes: number of its questions [R, G]
         squares: sum of the squared differences [R, G]
     """
-    rows, num_clusters = sums.shape
-    if num_clusters < 2:
-        return np.full(rows, -1.0), np.full(rows, 1.0)
     mean_size, total_squares = sizes.mean(axis=1), squares.sum(axis=1)
     unit = ((sums**2).sum(axis=1) + _AGREEING * mean_size**2) / (total_squares + _AGREEING * mean_size)
     unit = np.clip(unit, 1.0, np.maximum(1.0, mean_size))[:, None]
-    mean, variance = _jackknife(np.hstack([sums, unit, -unit]), np.hstack([sizes, unit, unit]))
-    half = student_t(1 - SIGNIFICANCE_LEVEL / 2, num_clusters - 1) * np.sqrt(variance)
-    return np.maximum(mean - half, -1.0), np.minimum(mean + half, 1.0)
+    return _jackknife(np.hstack([sums, unit, -unit]), np.hstack([sizes, unit, unit]))
 
 
 def cluster_sums(scores: np.ndarray, cluster_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

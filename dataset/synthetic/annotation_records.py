@@ -7,10 +7,11 @@ from typing import Any
 
 from dataset.sample import IMAGE_PLACEHOLDER, Language
 from dataset.synthetic import vocabulary
+from dataset.synthetic.large_scenes import sample_large_questions
 from dataset.synthetic.question_phrasing import Question, sample_questions
 from dataset.synthetic.question_templates import THINGS
 from dataset.synthetic.reasoning_conversations import conversation
-from dataset.synthetic.scene import Scene, SceneSplit
+from dataset.synthetic.scene import GRID, Scene, SceneSplit
 from dataset.synthetic.scene_descriptions import caption, description, short_caption
 from dataset.synthetic.scene_facts import unique_noun
 from dataset.synthetic.scene_renderer import PixelBox
@@ -57,7 +58,8 @@ def vqa_records(scene: Scene, image_id: int, language: Language, count: int) -> 
         count: maximum number of questions; fewer when the scene does not yield enough different facts.
     """
     rng = scene.rng(f"vqa {language}")
-    for number, question in enumerate(sample_questions(scene, language, rng, count), image_id * 1000 + _FIRST_QUESTION[language]):
+    sampled = sample_questions(scene, language, rng, count) if scene.grid == GRID else sample_large_questions(scene, language, rng)[:count]
+    for number, question in enumerate(sampled, image_id * 1000 + _FIRST_QUESTION[language]):
         asked = {"image_id": image_id, "question": question.text, "question_id": number, "category": main_shape(scene)}
         yield asked, _annotation(question, ten_answers(question, rng), image_id, number)
 

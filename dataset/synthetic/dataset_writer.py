@@ -7,6 +7,7 @@ annotations/vqa_<split>_questions.json    English questions, with vqa_<split>_an
 annotations/reasoning_<split>.json, detail_<split>.json, captions_zh_<split>.json   none for `unseen`
 annotations/regions_<split>_refs.json     where asked for: expressions for regions of the images in coco/, English and Chinese, as RefCOCO
                                           has them, with regions_<split>_instances.json
+large/<split>/..., annotations/vqa_large_<split>_*.json   larger scenes with small objects, in both languages, if any are asked for
 scenes.json                               scene counts, seed and a hash of this package's code
 """
 
@@ -16,12 +17,13 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from atomic_io import atomic_write_folder, write_json
 from cpu_cores import available_cores
 from dataset.sample import Language
 from dataset.synthetic import annotation_records
+from dataset.synthetic.large_scenes import generate_large_scene
 from dataset.synthetic.scene import Scene, SceneSplit, generate_scene
 from dataset.synthetic.scene_renderer import SIZE, render, render_with_boxes
 from dataset.worker_pool import worker_pool
@@ -36,6 +38,7 @@ _CAPTIONED_EVERY = 10
 # Index of the first captioned scene, far above those of the other scenes: captioned images are scenes of their own.
 _FIRST_CAPTIONED = 10_000_000
 _FIRST_ID: dict[SceneSplit, int] = {"train": 1, "validation": 200_000_001, "test": 400_000_001, "unseen": 600_000_001}
+_FIRST_LARGE_ID: dict[Literal["train", "test"], int] = {"train": 800_000_001, "test": 900_000_001}
 _CHUNK = 200
 
 RenderJob = tuple[Scene, str]
@@ -44,7 +47,7 @@ RenderJob = tuple[Scene, str]
 
 @dataclass(frozen=True, slots=True)
 class SceneCounts:
-    """Number of scenes of each split, the seed, and whether expressions for regions are written too."""
+    """Number of scenes of each split, of larger scenes for training and test, the seed, and whether expressions for regions are written."""
 
     seed: int = 0
     train: int = 12_000
@@ -52,6 +55,8 @@ class SceneCounts:
     test: int = 360
     unseen: int = 100
     regions: bool = False
+    large_train: int = 0
+    large_test: int = 0
 
 
 def write_scenes(folder: Path, counts: SceneCounts, processes: int | None = None) -> bool:
@@ -69,6 +74,7 @@ def write_scenes(folder: Path, counts: SceneCounts, processes: int | None = None
     with atomic_write_folder(folder) as new:
         (new / "annotations").mkdir()
         jobs = [job for split in SCENE_SPLITS for job in _write_annotations(new, split, counts)]
+        jobs += [job for split in _FIRST_LARGE_ID for job in _write_large_annotations(new, split, counts)]
         _render_all(new, jobs, processes or available_cores())
         write_json(new / MANIFEST_FILE, manifest)
     return True
@@ -92,6 +98,8 @@ def _is_up_to_date(folder: Path, manifest: dict[str, Any]) -> bool:
 def _write_annotations(folder: Path, split: SceneSplit, counts: SceneCounts) -> Iterator[RenderJob]:
     """Write the annotation files of a split and yield the render jobs of their images."""
     count: int = asdict(counts)[split]
+    if not count:
+        return
     scenes = [generate_scene(counts.seed, split, index) for index in range(count)]
     named = [(scene, f"{_FIRST_ID[split] + index:012d}.jpg") for index, scene in enumerate(scenes)]
     _write_vqa(folder, split, scenes)
@@ -108,6 +116,19 @@ def _write_annotations(folder: Path, split: SceneSplit, counts: SceneCounts) -> 
     yield from ((scene, f"ai_challenger/{split}/{name}") for scene, name in named_captioned)
 
 
+def _write_large_annotations(folder: Path, split: Literal["train", "test"], counts: SceneCounts) -> Iterator[RenderJob]:
+    """The same for larger scenes: three English questions about each, and a Chinese one, mostly about a sign to read."""
+    scenes = [generate_large_scene(counts.seed, split, index) for index in range(asdict(counts)[f"large_{split}"])]
+    if not scenes:
+        return
+    first = _FIRST_LARGE_ID[split]
+    numbers: tuple[tuple[Language, int], ...] = (("en", 3), ("zh", 1))
+    with_ids = [(scene, i, language, count) for language, count in numbers for i, scene in enumerate(scenes, first)]
+    records = [row for scene, i, language, count in with_ids for row in annotation_records.vqa_records(scene, i, language, count)]
+    _write_questions(folder, f"vqa_large_{split}", split, records)
+    yield from ((scene, f"large/{split}/{i:012d}.jpg") for i, scene in enumerate(scenes, first))
+
+
 def _write_vqa(folder: Path, split: SceneSplit, scenes: list[Scene]) -> None:
     """Write one pair of VQA files per language; for the split `unseen` one pair with both, since it is a test set of its own."""
 
@@ -118,13 +139,18 @@ def _write_vqa(folder: Path, split: SceneSplit, scenes: list[Scene]) -> None:
     # Two questions per image; of Chinese ones in test sets, one.
     english, chinese = rows("en", 2), rows("zh", 2 if split in ("train", "validation") else 1)
     files = {f"vqa_{split}": english + chinese} if split == "unseen" else {f"vqa_{split}": english, f"vqa_zh_{split}": chinese}
+    for name, records in files.items():
+        _write_questions(folder, name, split, records)
+
+
+def _write_questions(folder: Path, name: str, split: SceneSplit, records: list[tuple[dict[str, Any], dict[str, Any]]]) -> None:
+    """Write a pair of VQA files: questions, and annotations with the answers."""
     # VQA v2's names of the splits.
     subtype = {"train": "train", "validation": "val", "test": "test", "unseen": "test"}[split]
     head = {"info": {"description": "drawn scenes"}, "data_type": "scenes", "data_subtype": subtype, "license": {"name": "CC0-1.0"}}
-    for name, records in files.items():
-        questions, annotations = zip(*records, strict=True)
-        _write(folder, f"{name}_questions", {**head, "task_type": "Open-Ended", "questions": questions})
-        _write(folder, f"{name}_annotations", {**head, "annotations": annotations})
+    questions, annotations = zip(*records, strict=True)
+    _write(folder, f"{name}_questions", {**head, "task_type": "Open-Ended", "questions": questions})
+    _write(folder, f"{name}_annotations", {**head, "annotations": annotations})
 
 
 def _write_regions(folder: Path, split: SceneSplit, named: list[tuple[Scene, str]]) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from dataset.sample import Language
 from dataset.synthetic import question_templates, vocabulary
-from dataset.synthetic.scene import COLORS, GRID, SHAPES, Scene
+from dataset.synthetic.scene import COLORS, GRID, SHAPES, WORDS, Scene
 from dataset.synthetic.scene_facts import CATEGORY_WEIGHTS, Category, Fact, Noun, Value, sample_fact
 from dataset.synthetic.vocabulary import DIGITS, EN, Word
 
@@ -114,6 +114,8 @@ def _answer(fact: Fact, value: Value, language: Language) -> Word:
             return Word(str(value), (DIGITS[language][value],))
         case Noun():
             return _thing_answer(value, language)
+        case str() if fact.kind == "read_word":
+            return Word(value)
         case _:
             return vocabulary.word(value, language)
 
@@ -138,6 +140,8 @@ def _wrong_answers(fact: Fact) -> list[Value]:
             named = [noun for noun in fact.nouns if noun.color and noun.shape]
             same_shape = [Noun(color, fact.answer.shape) for color in COLORS]
             return [noun for noun in dict.fromkeys([*named, *same_shape]) if noun != fact.answer and (noun in named or not noun.held_out)]
+        case str() if fact.kind == "read_word":
+            return [other for other in WORDS if other != fact.answer]
         case str():
             return [other for other in (COLORS if fact.answer in COLORS else SHAPES) if other != fact.answer]
         case (row, column):

@@ -94,6 +94,12 @@ QUESTION_TEMPLATES: dict[Language, dict[str, tuple[str, ...]]] = {
             "What digit is written on the sign {at}?",
             "What number can you read {at}?",
         ),
+        "read_word": (
+            "What word is on {a}?",
+            "Which word does {a} show?",
+            "What word is written on {a}?",
+            "What word can you read on {a}?",
+        ),
         "exists": (
             "Is there {one}?",
             "Is there {one} in the picture?",
@@ -178,6 +184,7 @@ QUESTION_TEMPLATES: dict[Language, dict[str, tuple[str, ...]]] = {
         "what_beside": ("{a}的{side}是什么？", "{a}{side}有什么？", "在{a}的{side}能看到什么？", "什么{thing}在{a}的{side}？"),
         "read": ("{a}上的数字是几？", "{a}上写着什么数字？", "请问{a}显示的是数字几？", "你能读出{a}上的数字吗，是几？"),
         "read_at": ("{at}的标牌上是数字几？", "{at}的标牌上写着什么数字？", "图中{at}的数字是几？", "在{at}能读到什么数字？"),
+        "read_word": ("{a}上写着什么单词？", "{a}上的单词是什么？", "请问{a}显示的是什么单词？", "你能读出{a}上的单词吗，是什么？"),
         "exists": ("图中有{one}吗？", "有没有{one}？", "你能看到{one}吗？", "这张图片里有{one}吗？", "图里是否有{one}？"),
         "relation": (
             "{a}在{b}的{side}吗？",

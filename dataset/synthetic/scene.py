@@ -8,6 +8,9 @@ from typing import Literal
 COLORS = ("red", "green", "blue", "yellow", "purple", "orange", "black", "white")
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring", "sign")
 
+WORDS = ("bus", "zoo", "tea", "gym", "spa", "inn", "atm", "pub", "ski", "map")
+"""Words on the signs of larger scenes."""
+
 HELD_OUT = frozenset(
     {("red", "star"), ("green", "ring"), ("blue", "triangle"), ("yellow", "cross"), ("purple", "circle"), ("orange", "square")}
 )
@@ -30,13 +33,15 @@ _TEST_SHARE, _VALIDATION_SHARE = 0.10, 0.05
 
 @dataclass(frozen=True, slots=True, order=True)
 class Thing:
-    """An object of a scene: a coloured shape in one grid cell. `digit` is the number on a sign, None for other shapes."""
+    """An object of a scene: a coloured shape in one grid cell. `digit` is the number on a sign, None for other shapes and for a sign with
+    a `word`, which only larger scenes have."""
 
     row: int
     column: int
     color: str
     shape: str
     digit: int | None = None
+    word: str | None = None
 
     @property
     def cell(self) -> Cell:
@@ -51,17 +56,20 @@ class Thing:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """One to six objects in different cells, in reading order. `seed`, `split` and `index` identify the scene."""
+    """Objects in different cells, in reading order: one to six of them on a grid of 3 x 3. `seed`, `split`, `index` and `grid` identify the
+    scene; `grid` is the number of rows and columns, which larger scenes have more of."""
 
     things: tuple[Thing, ...]
     seed: int
     split: SceneSplit
     index: int
+    grid: int = GRID
 
     @property
     def name(self) -> str:
-        """A name unique across seeds, splits and indices."""
-        return f"{self.seed}/{self.split}/{self.index}"
+        """A name unique across seeds, splits, indices and grids."""
+        name = f"{self.seed}/{self.split}/{self.index}"
+        return name if self.grid == GRID else f"{name}/{self.grid}x{self.grid}"
 
     def rng(self, purpose: str) -> random.Random:
         """A random generator of this scene for one purpose, independent of those for other purposes."""
@@ -70,7 +78,7 @@ class Scene:
     @property
     def layout(self) -> str:
         """Objects and their cells as text, without anything that only changes the pixels."""
-        return ";".join(f"{t.row}{t.column}{t.color} {t.shape} {t.digit}" for t in self.things)
+        return ";".join(f"{t.row}{t.column}{t.color} {t.shape} {t.word or t.digit}" for t in self.things)
 
 
 def generate_scene(seed: int, split: SceneSplit, index: int) -> Scene:
@@ -99,12 +107,12 @@ def _things(rng: random.Random, unseen: bool) -> tuple[Thing, ...]:
     cells = rng.sample([(row, column) for row in range(GRID) for column in range(GRID)], rng.choice(_COUNTS))
     things: list[Thing] = []
     for row, column in cells:
-        color, shape = rng.choice(sorted(HELD_OUT)) if unseen and not things else _combination(rng, things)
+        color, shape = rng.choice(sorted(HELD_OUT)) if unseen and not things else sample_combination(rng, things)
         things.append(Thing(row, column, color, shape, rng.randrange(10) if shape == "sign" else None))
     return tuple(sorted(things))
 
 
-def _combination(rng: random.Random, earlier: list[Thing]) -> tuple[str, str]:
+def sample_combination(rng: random.Random, earlier: list[Thing]) -> tuple[str, str]:
     """A color and a shape that are not held out; it often repeats those of an earlier object, so that there is something to count."""
     while True:
         shape, color = rng.choices(SHAPES, _SHAPE_WEIGHTS)[0], rng.choice(COLORS)

@@ -171,7 +171,8 @@ def test_templates_name_the_object_at_different_positions_of_the_sentence(langua
 
 def test_every_kind_is_asked_and_every_template_field_filled(train_questions: list[tuple[Scene, Question]]) -> None:
     for language in LANGUAGES:
-        assert {q.fact.kind for _, q in train_questions if q.language == language} == {*QUESTION_TEMPLATES[language], *SHARED_TEMPLATES}
+        kinds = {*QUESTION_TEMPLATES[language], *SHARED_TEMPLATES} - {"read_word"}  # words are on signs of larger scenes alone
+        assert {q.fact.kind for _, q in train_questions if q.language == language} == kinds
     assert all("{" not in question.text and "None" not in question.text for _, question in train_questions)
 
 
