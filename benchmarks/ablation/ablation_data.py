@@ -13,7 +13,8 @@ from benchmarks.ablation.config import AblationData
 from dataset.build.merge import merge
 from dataset.config import DataConfig
 from dataset.loading.sample_store import SampleStore
-from dataset.source_config import Split, VqaV2Source
+from dataset.source_base import Split
+from dataset.source_config import VqaV2Source
 from dataset.synthetic.dataset_writer import SceneCounts, write_scenes
 from evaluation.questions import Question, choose, references
 

@@ -18,7 +18,7 @@ from benchmarks.ablation.config import BASE
 from benchmarks.ablation.run_records import RunFigures, RunRecord, mean_score
 from benchmarks.benchmark_report import EMPTY_CELL, format_number
 from evaluation.confidence_intervals import MIN_CLUSTERS
-from evaluation.report.result_tables import markdown
+from evaluation.report.table_format import markdown
 from evaluation.seed_variance import compare_seeds
 from evaluation.statistics import Difference, TestedDifference, with_verdicts
 

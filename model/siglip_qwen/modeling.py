@@ -216,7 +216,7 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         image_sizes: torch.Tensor | None,
         known_sizes: Sequence[Size] = (),
     ) -> ImageEmbeddings | None:
-        """Image embeddings from pixels, features or embeddings; None when the batch has no image. known_sizes: where image_sizes is None."""
+        """Image embeddings from pixels, features or embeddings; None when the batch has no image. known_sizes: in place of image_sizes."""
         encoded = (mm_encoder_outputs or {}).get("image")
         if sum(images is not None for images in (pixel_values, image_features, encoded)) > 1:
             raise ValueError("images must be passed as one of pixel_values, image_features and mm_encoder_outputs")
