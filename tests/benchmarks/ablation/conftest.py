@@ -49,7 +49,7 @@ def write_ablation(tmp_path: Path, parts: Path, monkeypatch: pytest.MonkeyPatch)
             "decoding": {"max_new_tokens": 3, "batch_size": 64},
         }
         Path("small.yaml").write_text(yaml.safe_dump(base), encoding="utf-8")
-        variants = {"pool2": {"description": "fewer tokens", "overrides": {"model.connector.pool": 2}}}
+        variants = {"pool2": {"description": "fewer tokens", "overrides": {"model.connector": {"kind": "mlp_pool", "pool": 2}}}}
         raw = {"base": "small.yaml", "seeds": [0, 1], "data": SMALL_DATA, "variants": variants, **keys}
         path = Path("ablation.yaml")
         path.write_text(yaml.safe_dump(raw), encoding="utf-8")

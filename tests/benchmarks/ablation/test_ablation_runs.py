@@ -79,7 +79,7 @@ def test_a_changed_variant_is_run_again_and_its_earlier_results_are_named_and_no
     laboratory: Laboratory, write_ablation: Callable[..., Path]
 ) -> None:
     carry_out(laboratory, ALL, PlannedRuns(GOOD))
-    variants = {"pool2": {"description": "even fewer", "overrides": {"model.connector.pool": 3}}}
+    variants = {"pool2": {"description": "even fewer", "overrides": {"model.connector": {"kind": "mlp_pool", "pool": 3}}}}
     changed = Laboratory.of(load(write_ablation(variants=variants)), laboratory.out, laboratory.work)
     stored = stored_results(changed, None)
     assert set(stored.valid["base"]) == {0, 1} and not stored.valid["pool2"]
@@ -98,7 +98,12 @@ def test_a_new_description_or_logging_interval_leaves_results_valid_and_other_da
     def settings(**keys: Any) -> dict[str, str]:
         return dict(Laboratory.of(load(write_ablation(**keys)), laboratory.out, laboratory.work).settings)
 
-    variants = {"pool2": {"description": "in other words", "overrides": {"model.connector.pool": 2, "train.logging_steps": 5}}}
+    variants = {
+        "pool2": {
+            "description": "in other words",
+            "overrides": {"model.connector": {"kind": "mlp_pool", "pool": 2}, "train.logging_steps": 5},
+        }
+    }
     assert settings(variants=variants) == laboratory.settings
     changed = settings(data={**vars(laboratory.ablation.data), "test": 9})
     assert not set(changed.values()) & set(laboratory.settings.values())
@@ -144,7 +149,7 @@ def variant(name: str = "v", **overrides: Any) -> dict[str, Any]:
             variant(model__vision="nowhere/at/all"),
             "v.overrides: model.vision: nowhere/at/all",
         ),
-        (variant(train__stages__0__train=["vision"]), "has no group vision"),
+        (variant(model__vision_lora={"r": 2}), "model.vision_lora: no stage of train.stages trains vision"),
         (variant(model__lora=None), "lora needs model.lora, which is null"),
         ({"overrides": {"train.sed": 3}}, "ablation.yaml: overrides: small.yaml: train.sed: unknown key; the nearest is train.seed"),
         ({"variants": {"v": {"description": "d", "overides": {}}}}, "variants.v.overides: unknown key"),
