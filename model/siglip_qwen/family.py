@@ -35,18 +35,19 @@ class SiglipQwenFamily(Family):
 
     def processor(self, config: SiglipQwenConfig, prompts: Prompts | None = None) -> Processor:
         """Raises UsageError when a tokenizer or image processor cannot be loaded or settings contradict it."""
-        kind = Processor if config.tiles is None else TilesProcessor
-        return kind.from_pretrained(
-            language=config.language,
-            vision=config.vision,
-            tokens_per_image=assembly.tokens_per_image(config),
-            vocab_size=int(assembly.language_config(config.language).vocab_size),
-            image_token=config.image_token,
-            max_length=config.max_length,
-            system_prompt=config.system_prompt,
-            prompts=prompts,
-            **({} if config.tiles is None else {"max_tiles": config.tiles.max}),
-        )
+        settings: dict[str, Any] = {
+            "language": config.language,
+            "vision": config.vision,
+            "tokens_per_image": assembly.tokens_per_image(config),
+            "vocab_size": int(assembly.language_config(config.language).vocab_size),
+            "image_token": config.image_token,
+            "max_length": config.max_length,
+            "system_prompt": config.system_prompt,
+            "prompts": prompts,
+        }
+        if config.tiles is None:
+            return Processor.from_pretrained(**settings)
+        return TilesProcessor.from_pretrained(**settings, max_tiles=config.tiles.max)
 
     def load_processor(self, folder: Path) -> Processor:
         return (TilesProcessor if "max_tiles" in read_processor_settings(folder) else Processor).load(folder)

@@ -149,7 +149,7 @@ def test_expressions_are_read_in_both_languages_with_a_box_inside_the_image(tmp_
 
 
 def test_boxes_surround_the_pixels_of_their_objects(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dataset.synthetic.scene_renderer._background", lambda _: Image.new("RGB", (192, 192), (128, 128, 128)))
+    monkeypatch.setattr("dataset.synthetic.scene_renderer._background", lambda _rng, side: Image.new("RGB", (side, side), (128, 128, 128)))
     scenes = [generate_scene(0, "train", index) for index in range(120)]
     alone = [scene for scene in scenes if len(scene.things) == 1]
     assert len(alone) > 5

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -218,9 +219,12 @@ def test_what_a_family_cannot_do_is_one_sentence(workspace: Workspace, parts: Pa
 
 
 def test_a_group_that_a_family_does_not_have_is_one_sentence(workspace: Workspace) -> None:
-    stages = [{"name": "tune", "train": ["vision"]}]
-    with pytest.raises(UsageError, match=r"stages\.0\.train: a siglip_qwen model has no group vision; it has connector, lora, language"):
-        check_settings(configuration.load(workspace(stages=stages)))
+    stages = [{"name": "tune", "train": ["lora"]}]
+    path = workspace(stages=stages)
+    raw = yaml.safe_load(path.read_text())
+    path.write_text(yaml.safe_dump({**raw, "model": {"family": "resnet_gpt2", "vision": "a/b", "language": "c/d"}}))
+    with pytest.raises(UsageError, match=r"stages\.0\.train: a resnet_gpt2 model has no group lora; it has vision, connector, language"):
+        check_settings(configuration.load(path))
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,7 @@ OWN_CLASSES = {
     "ResnetGpt2Processor",
     "peft.PeftConfig",
     "peft.PeftModel",
+    "TilesProcessor",
 }
 """What has a from_pretrained without code from a hub: the project's own, and adapters, which are local files."""
 

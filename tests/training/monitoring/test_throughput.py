@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from model.siglip_qwen import family
+from model.siglip_qwen.config import ConnectorConfig
 from model.siglip_qwen.family import FAMILY
 from model.siglip_qwen.modeling import VisionLanguageModel
 from model.step_flops import StepFlops, count_step_flops
@@ -48,9 +49,13 @@ def test_vision_layers_above_the_feature_layer_are_not_counted() -> None:
 
 
 def test_with_cached_features_the_vision_encoder_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    vision = SimpleNamespace(num_hidden_layers=2, image_size=8, patch_size=2)
-    config = SimpleNamespace(vision_config=vision, vision_feature_layer=-1, pool=1, drop_first_patch=False)
-    monkeypatch.setattr(family, "base_model", lambda _: SimpleNamespace(config=config))
+    vision = SimpleNamespace(num_hidden_layers=2, image_size=8, patch_size=2, model_type="siglip_vision_model")
+    config = SimpleNamespace(
+        vision_config=vision, vision_feature_layer=-1, connector_config=ConnectorConfig(), drop_first_patch=False, image_side=8
+    )
+    connector = SimpleNamespace(rows_per_image=lambda _layer, _patches, tokens: tokens)
+    model_of = SimpleNamespace(config=config, model=SimpleNamespace(multi_modal_projector=connector))
+    monkeypatch.setattr(family, "base_model", lambda _: model_of)
     model = cast(VisionLanguageModel, TinyModel())
     full, cached = FAMILY.step_flops(model), FAMILY.step_flops(model, features_cached=True)
     assert full.per_image - cached.per_image == 2 * (2 * 3 * 5) * 16
