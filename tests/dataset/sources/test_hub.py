@@ -14,6 +14,7 @@ from dataset import sources
 from dataset.config import DataConfig
 from dataset.record_validation import DropReason
 from dataset.source_config import Columns, HubSource
+from dataset.sources import hub
 from dataset.sources.record import RawSample, RejectedRecord
 from errors import TesseraError
 from tests.dataset.raw_files import RawFiles
@@ -235,6 +236,18 @@ def test_a_name_that_cannot_be_fetched_is_one_sentence() -> None:
     with pytest.raises(TesseraError) as error:
         read(Path("nobody/nothing-of-this-name"))
     assert str(error.value).startswith("nobody/nothing-of-this-name: the Hugging Face Hub cannot be reached, and the data set was not")
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "Dataset 'a/b' doesn't exist on the Hub or cannot be accessed.",
+        "Dataset 'a/b' is a gated dataset on the Hub. You must be authenticated to access it.",
+    ],
+)
+def test_a_data_set_that_may_not_be_read_says_what_that_needs(message: str) -> None:
+    reason = hub._reason(datasets.exceptions.DatasetNotFoundError(message), is_offline=False)
+    assert reason == f"{message}: a private or gated data set needs an account that may read it; run hf auth login, or set HF_TOKEN"
 
 
 def test_embedded_images_are_merged_into_shards(raw: RawFiles) -> None:
