@@ -124,8 +124,7 @@ class SampleProcessor(ABC):
 
     def blank_images(self, num_images: int, sizes: Sequence[ImageSize]) -> list[Image.Image]:
         """Black images that take as many tokens as those of these sizes."""
-        del sizes
-        return [Image.new("RGB", (64, 64)) for _ in range(num_images)]
+        return [Image.new("RGB", size) for size in (sizes if self.sizes_matter else [(64, 64)] * num_images)]
 
     @abstractmethod
     def follow_up_length(self, text: str) -> int:

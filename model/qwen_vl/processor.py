@@ -90,11 +90,6 @@ class QwenVlProcessor(ChatProcessor):
         """The inputs as they are: `read` gives final values."""
         return inputs
 
-    def blank_images(self, num_images: int, sizes: Sequence[ImageSize]) -> list[Image.Image]:
-        """Black images of these sizes."""
-        del num_images
-        return [Image.new("RGB", size) for size in sizes]
-
     def readable(self, ids: Sequence[int]) -> str:
         """Text of token ids with special tokens, each image with its control tokens collapsed to one `<image>`."""
         parts: list[str] = []

@@ -100,7 +100,12 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         trained = () if settings.get("vision_lora") else (settings.get("vision_layers", "all"),)
         tower = self.model.vision_tower
         vision = [name for layers in trained for name in vision_encoder.trained_parts(tower, config.vision_feature_layer, layers)]
-        return {**GROUP_PATHS, "vision": tuple(f"{VISION_TOWER}.{name}." for name in vision)}
+        # DINO's mask token has a part in pre-training only: DDP would wait for its gradient.
+        return {
+            None: (f"{VISION_TOWER}.embeddings.mask_token",),
+            **GROUP_PATHS,
+            "vision": tuple(f"{VISION_TOWER}.{name}." for name in vision),
+        }
 
     def encode_images(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Patch features of the vision encoder: pixels [N, 3, H, W] -> [N, P, C].

@@ -48,11 +48,6 @@ class TilesProcessor(Processor):
         sizes = torch.tensor([(image.height, image.width) for image in images], dtype=torch.long).view(-1, 2)
         return {"pixel_values": self.pixel_reader.read(tiles), "image_sizes": sizes}
 
-    def blank_images(self, num_images: int, sizes: Sequence[ImageSize]) -> list[Image.Image]:
-        """Black images of these sizes."""
-        del num_images
-        return [Image.new("RGB", size) for size in sizes]
-
     def readable(self, ids: Sequence[int]) -> str:
         """Text of token ids with special tokens; a run of image tokens is one `<image>`."""
         parts: list[str] = []
